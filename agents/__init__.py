@@ -1,0 +1,23 @@
+"""Stable-Baselines3 algorithms and policies with Sparse Kernels as value heads."""
+
+from agents.startup import check_installation
+
+check_installation()
+
+from agents.double_dqn import DoubleDQN  # noqa: E402  a foreign `skrl` must be named before anything imports from it
+from agents.kernel_ddqn import (  # noqa: E402
+    KernelConfig,
+    KernelDDQN,
+    KernelDQNPolicy,
+    KernelQ,
+    KernelRefreshCallback,
+)
+
+__all__ = [
+    "DoubleDQN",
+    "KernelConfig",
+    "KernelDDQN",
+    "KernelDQNPolicy",
+    "KernelQ",
+    "KernelRefreshCallback",
+]

@@ -1,0 +1,99 @@
+"""Command lines as strict as files: `--name value` by the fields of a dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import tyro
+
+from agents.schema import ConfigError, Values, leaf_types, nearest
+
+T = TypeVar("T")
+Flags = dict[str, list[str]]
+
+
+def split_flags(argv: Sequence[str]) -> Flags:
+    """Words of a command line by the flag that they follow.
+
+    Args:
+        argv: the words; `--a-name=value` and `--a_name value` are the same.
+
+    Returns:
+        Words by flag name, with underscores.
+
+    Raises:
+        ConfigError: a word before the first flag, or a flag given twice.
+    """
+    flags: Flags = {}
+    words: list[str] | None = None
+    for word in argv:
+        if word.startswith("--"):
+            name, assigned, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if name in flags:
+                raise ConfigError(f"--{name.replace('_', '-')} is given twice; keep one")
+            words = flags[name] = [value] if assigned else []
+        elif words is None:
+            raise ConfigError(f"unexpected argument '{word}'; settings are given as --name value")
+        else:
+            words.append(word)
+    return flags
+
+
+def nest_flags(schema: type, flags: Mapping[str, Sequence[str]]) -> Values:
+    """Flags as settings of a dataclass, still text, nested where the dataclass is.
+
+    Args:
+        schema: the dataclass.
+        flags: words by dotted setting name; `no_NAME` switches a truth value off.
+
+    Returns:
+        Settings for `agents.schema.coerce_mapping`.
+
+    Raises:
+        ConfigError: a flag is unknown, with the nearest known one, or has the wrong number of values.
+    """
+    leaves = leaf_types(schema)
+    values: Values = {}
+    for flag, words in flags.items():
+        negated = flag.removeprefix("no_")
+        if flag not in leaves and negated in leaves and _bare(leaves[negated]) is bool and not words:
+            values[negated] = False
+            continue
+        if flag not in leaves:
+            raise ConfigError(f"unknown flag '{spelled(flag)}'; did you mean '{spelled(nearest(flag, leaves))}'?")
+        *groups, name = flag.split(".")
+        target = values
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[name] = _value(flag, words, _bare(leaves[flag]))
+    return values
+
+
+def spelled(name: str) -> str:
+    """A setting as it is written on a command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def print_help(schema: type[T], default: T, prog: str, description: str) -> None:
+    """Print every setting with its sentence and its present value."""
+    try:
+        tyro.cli(schema, default=default, prog=prog, description=description, args=["--help"])
+    except SystemExit as finished:
+        if finished.code != 0:
+            raise
+
+
+def _value(flag: str, words: Sequence[str], hint: Any) -> Any:
+    if get_origin(hint) is tuple:
+        return list(words)
+    if hint is bool and not words:
+        return True
+    if len(words) != 1:
+        raise ConfigError(f"{spelled(flag)} takes one value, but got {len(words)}: {' '.join(words) or 'none'}")
+    return words[0]
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint

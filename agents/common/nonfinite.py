@@ -1,0 +1,95 @@
+"""Guard against rewards, observations and losses that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Observation = npt.NDArray[np.generic] | dict[str, npt.NDArray[np.generic]]
+
+
+class NonFiniteError(RuntimeError):
+    """Training cannot go on because every update meets values that are not finite."""
+
+
+@dataclass
+class NonFiniteGuard:
+    """Counts skipped updates, remembers where the first bad value came from, and stops a hopeless run.
+
+    One bad transition poisons only the minibatches that draw it, so skips are allowed; many in a row mean that nothing
+    is learned any more.
+    """
+
+    limit: int = 100
+    """Consecutive skipped updates after which the run stops."""
+
+    skipped: int = 0
+    """Updates skipped so far."""
+
+    consecutive: int = 0
+    """Updates skipped since the last good one."""
+
+    transitions: int = 0
+    """Transitions with a reward or an observation that was not finite."""
+
+    source: str = "no reward or observation was at fault: the loss itself diverged (try a smaller learning rate)"
+    """Where the first bad value came from."""
+
+    def check_transition(
+        self, step: int, env_name: Callable[[], str], reward: npt.NDArray[np.generic], observation: Observation
+    ) -> None:
+        """Look at one vectorised transition.
+
+        Args:
+            step: environment steps so far.
+            env_name: gives the environment's name, asked for only when it is needed.
+            reward: one per environment, [n_envs].
+            observation: one per environment, [n_envs, ...], or a dict of such arrays.
+        """
+        bad_reward = ~np.isfinite(reward)
+        bad_observation = _nonfinite_rows(observation, len(reward))
+        bad = bad_reward | bad_observation
+        if not bad.any():
+            return
+        if self.transitions == 0:
+            index = int(bad.argmax())
+            what = f"reward {reward[index]}" if bad_reward[index] else "an observation that is not finite"
+            self.source = f"first seen at step {step}: {what} from environment {index} of {env_name()}"
+        self.transitions += int(bad.sum())
+
+    def check_update(self, step: int, finite: bool) -> bool:
+        """Count one update.
+
+        Args:
+            step: environment steps so far.
+            finite: whether loss and gradient norm are finite.
+
+        Returns:
+            Whether the update may be applied.
+
+        Raises:
+            NonFiniteError: ``limit`` updates in a row were skipped.
+        """
+        if finite:
+            self.consecutive = 0
+            return True
+        self.skipped += 1
+        self.consecutive += 1
+        if self.consecutive >= self.limit:
+            raise NonFiniteError(
+                f"stopped at step {step}: {self.consecutive} updates in a row had a loss or gradient that is not "
+                f"finite (limit {self.limit}); {self.source}. The parameters are unharmed."
+            )
+        return False
+
+
+def _nonfinite_rows(observation: Observation, rows: int) -> npt.NDArray[np.bool_]:
+    """Which environments sent an observation with NaN or infinite entries, [n_envs]."""
+    bad = np.zeros(rows, dtype=bool)
+    for array in observation.values() if isinstance(observation, dict) else (observation,):
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            bad |= ~np.isfinite(array).reshape(rows, -1).all(axis=1)
+    return bad

@@ -1,0 +1,143 @@
+"""Reads an SB3 replay buffer by slot, with n-step returns for any observation space."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecNormalize
+
+READABLE_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+
+Slots = npt.NDArray[np.int64]
+
+
+class NStep(NamedTuple):
+    """n-step transitions that begin in given slots.
+
+    Attributes:
+        rewards: Σ_{j<h} γʲ r_j over the h ≤ n steps before the episode or the buffer ends, [m].
+        discounts: γʰ, zero where the last step terminated the episode, [m].
+        last_slots: slots whose next observation is the state to bootstrap from, [m].
+    """
+
+    rewards: npt.NDArray[np.float32]
+    discounts: npt.NDArray[np.float32]
+    last_slots: Slots
+
+
+class ReplayView:
+    """Addresses every stored transition by one number: slot = row · n_envs + environment.
+
+    SB3's own n-step buffer is not available for dict observations and hides which transitions it sampled; reading by
+    slot serves every observation space and lets an agent keep values per transition.
+
+    Args:
+        buffer: an SB3 ReplayBuffer, DictReplayBuffer or NStepReplayBuffer.
+        n_steps: steps of a return.
+        gamma: discount of one step.
+        vec_normalize: normalises observations and rewards when they are read, as SB3 does on sampling.
+
+    Raises:
+        ValueError: the buffer is of another class, which may not store what it samples.
+    """
+
+    def __init__(
+        self, buffer: ReplayBuffer, n_steps: int, gamma: float, vec_normalize: VecNormalize | None = None
+    ) -> None:
+        if type(buffer) not in READABLE_BUFFERS:
+            names = ", ".join(cls.__name__ for cls in READABLE_BUFFERS)
+            raise ValueError(
+                f"the kernel reads transitions by slot, which {type(buffer).__name__} does not allow; "
+                f"leave replay_buffer_class out or use one of {names}"
+            )
+        self.buffer, self.n_steps, self.gamma, self.vec_normalize = buffer, n_steps, gamma, vec_normalize
+
+    @property
+    def capacity(self) -> int:
+        """Slots of the buffer."""
+        return self.buffer.buffer_size * self.buffer.n_envs
+
+    def slots(self) -> Slots:
+        """Filled slots from oldest to newest."""
+        buffer = self.buffer
+        rows = np.arange(buffer.size(), dtype=np.int64)
+        if buffer.full:
+            rows = (rows + buffer.pos) % buffer.buffer_size
+            if buffer.optimize_memory_usage:
+                rows = rows[1:]  # the oldest row's observation was overwritten by the newest next observation
+        return (rows[:, None] * buffer.n_envs + np.arange(buffer.n_envs)).reshape(-1)
+
+    def newest(self, rows: int) -> Slots:
+        """Slots of the ``rows`` newest rows, oldest first."""
+        filled = min(rows, self.buffer.size())
+        last = (self.buffer.pos + np.arange(-filled, 0, dtype=np.int64)) % self.buffer.buffer_size
+        return (last[:, None] * self.buffer.n_envs + np.arange(self.buffer.n_envs)).reshape(-1)
+
+    def sample(self, count: int, rng: np.random.Generator) -> Slots:
+        """Slots drawn uniformly with replacement."""
+        buffer = self.buffer
+        skip = int(buffer.full and buffer.optimize_memory_usage)
+        rows = rng.integers(skip, buffer.size(), size=count)
+        if buffer.full:
+            rows = (rows + buffer.pos) % buffer.buffer_size
+        if buffer.n_envs == 1:
+            return rows
+        return rows * buffer.n_envs + rng.integers(buffer.n_envs, size=count)
+
+    def actions(self, slots: Slots) -> torch.Tensor:
+        """Discrete actions, [m]."""
+        row, env = np.divmod(slots, self.buffer.n_envs)
+        return torch.as_tensor(self.buffer.actions[row, env, 0].astype(np.int64), device=self.buffer.device)
+
+    def observations(self, slots: Slots) -> PyTorchObs:
+        """Observations in which the transitions began, [m, ...], normalised as for the network."""
+        row, env = np.divmod(slots, self.buffer.n_envs)
+        return self._read(self.buffer.observations, row, env)
+
+    def next_observations(self, slots: Slots) -> PyTorchObs:
+        """Observations in which the transitions ended, [m, ...], normalised as for the network."""
+        row, env = np.divmod(slots, self.buffer.n_envs)
+        if self.buffer.optimize_memory_usage:
+            return self._read(self.buffer.observations, (row + 1) % self.buffer.buffer_size, env)
+        return self._read(self.buffer.next_observations, row, env)
+
+    def n_step(self, slots: Slots) -> NStep:
+        """Returns over at most ``n_steps`` steps, cut where an episode or the stored experience ends.
+
+        A time-limit truncation ends the sum but not the value: its discount stays positive.
+        """
+        buffer = self.buffer
+        row, env = np.divmod(slots, buffer.n_envs)
+        if self.n_steps == 1:
+            terminal = buffer.dones[row, env] * (1.0 - buffer.timeouts[row, env])
+            rewards = self._rewards(buffer.rewards[row, env])
+            return NStep(rewards, (self.gamma * (1.0 - terminal)).astype(np.float32), slots)
+        window = (row[:, None] + np.arange(self.n_steps)) % buffer.buffer_size
+        column = env[:, None]
+        dones = buffer.dones[window, column] > 0
+        ends = dones | (window == (buffer.pos - 1) % buffer.buffer_size)
+        last = np.where(ends.any(axis=1), ends.argmax(axis=1), self.n_steps - 1)
+        every = np.arange(len(slots))
+        powers = self.gamma ** np.arange(self.n_steps)
+        kept = np.arange(self.n_steps) <= last[:, None]
+        rewards = (self._rewards(buffer.rewards[window, column]) * powers * kept).sum(axis=1)
+        last_rows = window[every, last]
+        terminal = dones[every, last] & (buffer.timeouts[last_rows, env] == 0)
+        discounts = np.where(terminal, 0.0, self.gamma ** (last + 1))
+        return NStep(rewards.astype(np.float32), discounts.astype(np.float32), last_rows * buffer.n_envs + env)
+
+    def _rewards(self, rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return self.buffer._normalize_reward(rewards, self.vec_normalize)
+
+    def _read(self, stored: Any, row: Slots, env: Slots) -> PyTorchObs:
+        if isinstance(stored, dict):
+            chosen: Any = {key: values[row, env] for key, values in stored.items()}
+        else:
+            chosen = stored[row, env]
+        return obs_as_tensor(self.buffer._normalize_obs(chosen, self.vec_normalize), self.buffer.device)

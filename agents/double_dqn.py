@@ -1,0 +1,209 @@
+"""Double DQN for Stable-Baselines3."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch.nn import functional
+
+from agents.common.atomic_save import atomic_write
+from agents.common.nonfinite import NonFiniteGuard, Observation
+from agents.common.targets import double_q_target
+from skrl.shapes import Float, Tensor
+
+
+class TransitionBatch(NamedTuple):
+    """A minibatch for one update.
+
+    Attributes:
+        observations: [B, ...].
+        actions: [B].
+        rewards: (n-step) returns, [B].
+        discounts: γⁿ, zero where the episode terminated, [B].
+        next_observations: the states to bootstrap from, [B, ...].
+        next_corrections: R(s', ·) to add to both networks' next values, [B, A]; none for a plain network.
+    """
+
+    observations: PyTorchObs
+    actions: Tensor
+    rewards: Tensor
+    discounts: Tensor
+    next_observations: PyTorchObs
+    next_corrections: Tensor | None = None
+
+
+class DoubleDQN(DQN):
+    """Double DQN: the online network chooses the next action, the target network evaluates it.
+
+    H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
+    argument of :class:`stable_baselines3.DQN` and honours n-step returns. Beyond the target it differs from SB3's DQN
+    in three ways: exploration draws from its own seeded generator, independently for every environment; an update
+    whose loss or gradient is not finite is skipped, counted, and after many in a row ends the run with
+    :class:`~agents.common.nonfinite.NonFiniteError`; and ``save`` never leaves a half-written file.
+    """
+
+    nonfinite_guard: NonFiniteGuard
+    rng: np.random.Generator
+
+    def __init__(self, policy: str | type[DQNPolicy], env: GymEnv | str | None, *args: Any, **kwargs: Any) -> None:
+        env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None
+        if env is not None:
+            _check_action_space(type(self).__name__, env.action_space)
+        self.nonfinite_guard = NonFiniteGuard()
+        super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]  # load() passes no environment
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed SB3's generators and the one that exploration draws from."""
+        super().set_random_seed(seed)
+        self.rng = np.random.default_rng(seed)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Take gradient steps on minibatches from the replay buffer.
+
+        Args:
+            gradient_steps: number of updates.
+            batch_size: transitions in a minibatch.
+
+        Raises:
+            NonFiniteError: too many updates in a row had a loss that is not finite.
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        statistics: dict[str, Tensor] = {}
+        for _ in range(gradient_steps):
+            statistics = self._update(self._sample_batch(batch_size))
+            self._n_updates += 1
+        self.policy.set_training_mode(False)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/nonfinite_skipped", self.nonfinite_guard.skipped)
+        for name, value in statistics.items():
+            self.logger.record(f"train/{name}", float(value))
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Act ε-greedily, with an independent draw for every environment.
+
+        Args:
+            observation: one observation or a batch of them.
+            state: unused, kept for SB3's interface.
+            episode_start: unused, kept for SB3's interface.
+            deterministic: act greedily.
+
+        Returns:
+            Actions, a scalar array or [B], and the unchanged state.
+        """
+        if deterministic:
+            return self.policy.predict(observation, state, episode_start, deterministic=True)
+        assert isinstance(self.action_space, spaces.Discrete)
+        vectorised = self.policy.is_vectorized_observation(observation)
+        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        count = len(first) if vectorised else 1
+        explored = self.rng.random(count) < self.exploration_rate
+        actions = self.rng.integers(self.action_space.n, size=count)
+        if not explored.all():
+            greedy, state = self.policy.predict(observation, state, episode_start, deterministic=True)
+            actions = np.where(explored, actions, greedy)
+        return (actions if vectorised else actions[0]), state
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save as SB3 does, but write aside and rename, so that a full disk or a crash keeps the old file.
+
+        Args:
+            path: file name (``.zip`` is added when it has no suffix) or an open binary file.
+            exclude: names of attributes to leave out besides the usual ones.
+            include: names of attributes to save although they are usually left out.
+        """
+        if isinstance(path, io.BufferedIOBase):
+            super().save(path, exclude=exclude, include=include)
+            return
+        path = pathlib.Path(path)
+        path = path if path.suffix else path.with_suffix(".zip")
+        atomic_write(path, lambda file: super(DoubleDQN, self).save(file, exclude=exclude, include=include))
+
+    def _sample_batch(self, batch_size: int) -> TransitionBatch:
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        gamma = self.gamma if data.discounts is None else data.discounts.squeeze(1)
+        return TransitionBatch(
+            observations=data.observations,
+            actions=data.actions.long().squeeze(1),
+            rewards=data.rewards.squeeze(1),
+            discounts=(1.0 - data.dones.squeeze(1)) * gamma,
+            next_observations=data.next_observations,
+        )
+
+    def _next_q_values(
+        self, batch: TransitionBatch
+    ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, "batch actions"]]:
+        """Next values that choose and that evaluate the bootstrap action."""
+        return self.q_net(batch.next_observations), self.q_net_target(batch.next_observations)
+
+    def _update(self, batch: TransitionBatch) -> dict[str, Tensor]:
+        """One gradient step; returns its statistics as tensors."""
+        with torch.no_grad():
+            target = double_q_target(batch.rewards, batch.discounts, *self._next_q_values(batch))
+        q_values = self.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+        loss = functional.smooth_l1_loss(q_values, target)
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.q_net.parameters(), self.max_grad_norm)
+        loss = loss.detach()
+        # The only synchronisation of an update, where SB3 reads the loss.
+        if self.nonfinite_guard.check_update(self.num_timesteps, bool(torch.isfinite(loss + grad_norm))):
+            self.policy.optimizer.step()
+        return {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "q_mean": q_values.detach().mean(),
+            "target_q_mean": target.mean(),
+            "td_error_abs_mean": (q_values.detach() - target).abs().mean(),
+        }
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: npt.NDArray[Any],
+        new_obs: Observation,
+        reward: npt.NDArray[Any],
+        dones: npt.NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        self.nonfinite_guard.check_transition(self.num_timesteps, self._env_name, reward, new_obs)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _env_name(self) -> str:
+        assert self.env is not None
+        specs = self.env.get_attr("spec", indices=0) if self.env.has_attr("spec") else [None]
+        return specs[0].id if specs[0] is not None else type(self.env).__name__
+
+
+def _check_action_space(algorithm: str, space: spaces.Space[Any]) -> None:
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(
+            f"{algorithm} needs a discrete action space, but the environment has {space}. For continuous actions use "
+            "SAC or TD3 of stable_baselines3; a MultiDiscrete space can be flattened to Discrete by a wrapper."
+        )
+    if space.start != 0:
+        raise ValueError(f"{algorithm} needs actions that count from 0, but the environment has {space}; wrap it")

@@ -1,0 +1,131 @@
+"""Greedy evaluation that leaves training as it would be without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.common.atomic_save import atomic_write
+from agents.config import RunConfig
+
+PERIODIC_SEED_OFFSET = 10_000
+FINAL_SEED_OFFSET = 20_000
+MOST_COPIES = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns and lengths of the episodes of one evaluation, [episodes]."""
+
+    returns: list[float]
+    lengths: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the return over episodes."""
+        return float(np.std(self.returns))
+
+
+def evaluation_copies(config: RunConfig) -> int:
+    """Copies of the environment that evaluations of a run step together: batched queries cost little more than one.
+
+    The number depends on the settings alone, so that a later evaluation plays the very episodes of the run's own.
+    """
+    return min(config.n_eval_episodes, MOST_COPIES)
+
+
+def evaluate_greedily(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -> Evaluation:
+    """Play greedy episodes that start from the same states whenever the seed is the same.
+
+    Args:
+        model: a trained algorithm.
+        env: an environment of its own, apart from the training one.
+        episodes: how many to play.
+        seed: seed of the environment's next reset.
+
+    Returns:
+        Returns and lengths, as `Monitor` counts them: undiscounted, in environment steps.
+    """
+    env.seed(seed)
+    returns, lengths = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True)
+    assert isinstance(returns, list)
+    assert isinstance(lengths, list)
+    return Evaluation([float(value) for value in returns], [int(value) for value in lengths])
+
+
+class PeriodicEvaluation(BaseCallback):
+    """Evaluate at even shares of the budget, log, and keep the best model.
+
+    Every evaluation starts from the same states, so the scores of one run compare, and their number changes nothing in
+    training.
+
+    Args:
+        env: environment for evaluation only.
+        total_timesteps: budget in environment steps.
+        n_evaluations: how many; the last comes with the last step.
+        episodes: greedy episodes in each.
+        seed: seed of the run.
+        best_model: file for the model with the highest mean return.
+        report: called with step and result after each.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        *,
+        total_timesteps: int,
+        n_evaluations: int,
+        episodes: int,
+        seed: int,
+        best_model: Path,
+        report: Callable[[int, Evaluation], None],
+    ) -> None:
+        super().__init__()
+        self.eval_env = env
+        self.due = [-(-total_timesteps * share // n_evaluations) for share in range(1, n_evaluations + 1)]
+        self.episodes = episodes
+        self.seed = seed + PERIODIC_SEED_OFFSET
+        self.best_model = best_model
+        self.report = report
+        self.timesteps: list[int] = []
+        self.mean_returns: list[float] = []
+        self.seconds = 0.0
+
+    @property
+    def best_mean_return(self) -> float:
+        """Highest mean return so far."""
+        return max(self.mean_returns)
+
+    def _on_step(self) -> bool:
+        if not self.due or self.num_timesteps < self.due[0]:
+            return True
+        self.due = [step for step in self.due if step > self.num_timesteps]
+        start = perf_counter()
+        self._evaluate()
+        self.seconds += perf_counter() - start
+        return True
+
+    def _evaluate(self) -> None:
+        evaluation = evaluate_greedily(self.model, self.eval_env, self.episodes, self.seed)
+        if not self.mean_returns or evaluation.mean > self.best_mean_return:
+            atomic_write(self.best_model, self.model.save)
+        self.timesteps.append(self.num_timesteps)
+        self.mean_returns.append(evaluation.mean)
+        self.logger.record("eval/mean_reward", evaluation.mean)
+        self.logger.record("eval/mean_ep_length", float(np.mean(evaluation.lengths)))
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+        self.report(self.num_timesteps, evaluation)

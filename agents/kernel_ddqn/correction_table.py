@@ -1,0 +1,126 @@
+"""Neighbours, weights and corrections of every next state in a replay buffer."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from agents.common.replay_view import ReplayView, Slots
+from agents.kernel_ddqn.features import ObservationFeatures
+from skrl.shapes import Float, Tensor
+from skrl.value_heads import ValueHead, bounded_correction
+
+CHUNK = 2048
+"""Next states whose local systems are solved at once."""
+
+INITIAL_ROWS = 1024
+
+
+class CorrectionTable:
+    """Keeps, by replay slot, the raw features of both states and how the kernel reads the next state.
+
+    Neighbours and weights depend on the supports' positions alone, so between two choices of supports renewed residuals
+    cost a gather and no search or solve. The arrays grow with the buffer's fill.
+
+    Args:
+        head: the value head whose memory is read.
+        feature_map: gives the features of an observation.
+        view: the replay buffer.
+    """
+
+    def __init__(self, head: ValueHead, feature_map: ObservationFeatures, view: ReplayView) -> None:
+        self.head, self.feature_map, self.view = head, feature_map, view
+        device, dim, sets, k = head.lengthscale.device, feature_map.dim, head.memory.sets, head.k
+        self.raw = torch.zeros(0, dim, device=device)
+        self.raw_next = torch.zeros(0, dim, device=device)
+        self.indices = torch.zeros(sets, 0, k, dtype=torch.int32, device=device)
+        self.weights = torch.zeros(sets, 0, k, device=device)
+        self.corrections = torch.zeros(sets, 0, device=device)
+        self._row = 0
+        self._offsets = (torch.arange(sets, device=device) * head.memory.capacity).view(-1, 1, 1)
+
+    @torch.no_grad()
+    def read_features(self) -> tuple[Slots, npt.NDArray[np.bool_]]:
+        """Bring the raw features up to date.
+
+        Returns:
+            All filled slots, oldest first, and which of them have finite features and rewards.
+        """
+        slots = self.view.slots()
+        # Running normalisation statistics change what an old observation reads as.
+        self._read_raw(slots if self.view.vec_normalize is not None else self._new_slots())
+        rows = torch.from_numpy(slots)
+        finite = self.raw[rows].isfinite().all(1) & self.raw_next[rows].isfinite().all(1)
+        return slots, finite.cpu().numpy() & np.isfinite(self.view.n_step(slots).rewards)
+
+    @torch.no_grad()
+    def localise(self, slots: Slots) -> Float[Tensor, ""]:
+        """Find neighbours and weights of the next states of given slots; corrections stay unknown until read.
+
+        Returns:
+            Mean posterior variance over states and actions.
+        """
+        total = torch.zeros((), device=self.weights.device)
+        for rows in torch.split(torch.from_numpy(slots), CHUNK):
+            local = self.head.localise(self.feature_map.standardise(self.raw_next[rows]))
+            self.indices[:, rows] = (local.indices + self._offsets).int()
+            self.weights[:, rows] = local.weights
+            total += local.variance.sum()
+        return total / max(1, len(slots) * self.head.memory.sets)
+
+    @torch.no_grad()
+    def read_corrections(self, residuals: Float[Tensor, " supports"]) -> None:
+        """Renew the correction of every next state from new residuals, [A · C]."""
+        neighbors = residuals.index_select(0, self.indices.reshape(-1)).view_as(self.weights)
+        self.corrections = bounded_correction(self.weights, neighbors)
+
+    @torch.no_grad()
+    def extend(self) -> None:
+        """Serve the next states stored since the last call."""
+        slots = self._new_slots()
+        if len(slots) == 0:
+            return
+        self._read_raw(slots)
+        self.localise(slots)
+        rows = torch.from_numpy(slots)
+        residuals = self.head.memory.targets.reshape(-1)
+        neighbors = residuals[self.indices[:, rows].long()]
+        self.corrections[:, rows] = bounded_correction(self.weights[:, rows], neighbors)
+
+    def lookup(self, slots: Slots) -> Float[Tensor, "batch actions"]:
+        """Corrections of the next states of given slots, [B, A]; zero for slots never served."""
+        if self.corrections.shape[1] == 0:
+            return torch.zeros(len(slots), self.head.memory.sets, device=self.corrections.device)
+        return self.corrections[:, torch.from_numpy(slots).to(self.corrections.device)].mT
+
+    def _new_slots(self) -> Slots:
+        buffer = self.view.buffer
+        slots = self.view.newest((buffer.pos - self._row) % buffer.buffer_size)
+        self._row = buffer.pos
+        return slots
+
+    def _read_raw(self, slots: Slots) -> None:
+        if len(slots) == 0:
+            return
+        self._grow(int(slots.max()) + 1)
+        for part in np.array_split(slots, -(-len(slots) // CHUNK)):
+            rows = torch.from_numpy(part)
+            self.raw[rows] = self.feature_map.raw(self.view.observations(part))
+            self.raw_next[rows] = self.feature_map.raw(self.view.next_observations(part))
+
+    def _grow(self, rows: int) -> None:
+        if rows <= len(self.raw):
+            return
+        rows = min(self.view.capacity, max(rows, 2 * len(self.raw), INITIAL_ROWS))
+        for name in ("raw", "raw_next"):
+            setattr(self, name, _pad(getattr(self, name), rows, 0))
+        for name in ("indices", "weights", "corrections"):
+            setattr(self, name, _pad(getattr(self, name), rows, 1))
+
+
+def _pad(tensor: Tensor, rows: int, axis: int) -> Tensor:
+    """Zeros appended along an axis up to ``rows``."""
+    shape = list(tensor.shape)
+    shape[axis] = rows - shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)

@@ -1,0 +1,73 @@
+"""Fixed features of an observation, in which a value head measures distances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from skrl.shapes import Float, Tensor
+
+PROJECTION_SEED = 0
+MIN_SCALE = 1e-6
+
+
+class ObservationFeatures(nn.Module):
+    """Flatten, project when wide, standardise.
+
+    The features do not depend on learned weights, so that neighbours of replayed states stay valid while the network
+    learns. Wide observations (images) go through a fixed Gaussian random projection, which keeps distances up to a
+    factor (Johnson and Lindenstrauss, 1984) and served episodic control on Atari (C. Blundell et al., *Model-Free
+    Episodic Control*, 2016).
+
+    Args:
+        observation_space: any space that SB3 preprocesses, dict spaces included.
+        projection_dim: observations with more entries are mapped to this many.
+        normalize_images: divide image channels by 255, as the network does.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    projection: Tensor | None
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], projection_dim: int, normalize_images: bool = True
+    ) -> None:
+        super().__init__()
+        self.observation_space, self.normalize_images = observation_space, normalize_images
+        width = get_flattened_obs_dim(observation_space)
+        projection = None
+        if width > projection_dim:
+            generator = torch.Generator().manual_seed(PROJECTION_SEED)
+            projection = torch.randn(width, projection_dim, generator=generator) / projection_dim**0.5
+        self.dim = min(width, projection_dim)
+        # Regenerated from its seed, so it need not be in every checkpoint.
+        self.register_buffer("projection", projection, persistent=False)
+        self.register_buffer("mean", torch.zeros(self.dim))
+        self.register_buffer("scale", torch.ones(self.dim))
+
+    def raw(self, observations: PyTorchObs) -> Float[Tensor, "batch dim"]:
+        """Flattened and projected observations before standardisation, [B, d]."""
+        prepared = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
+        parts = prepared.values() if isinstance(prepared, dict) else (prepared,)
+        flat = torch.cat([part.flatten(1).float() for part in parts], dim=1)
+        return flat if self.projection is None else flat @ self.projection
+
+    def standardise(self, raw: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Features from raw ones, by the statistics of the last :meth:`fit`, [B, d]."""
+        return (raw - self.mean) / self.scale
+
+    def forward(self, observations: PyTorchObs) -> Float[Tensor, "batch dim"]:
+        """Features of a batch of observations, [B, d]."""
+        return self.standardise(self.raw(observations))
+
+    @torch.no_grad()
+    def fit(self, raw: Float[Tensor, "batch dim"]) -> None:
+        """Take mean and standard deviation from raw features; an entry that never varies keeps scale 1."""
+        deviation = raw.std(0, correction=0)
+        self.mean.copy_(raw.mean(0))
+        self.scale.copy_(torch.where(deviation > MIN_SCALE, deviation, 1.0))

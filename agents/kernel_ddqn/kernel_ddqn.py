@@ -1,0 +1,175 @@
+"""Double DQN whose values a kernel corrects by local regression of Bellman residuals over replayed states."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+
+from agents.common.replay_view import ReplayView
+from agents.double_dqn import DoubleDQN, TransitionBatch
+from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ddqn.policies import (
+    KernelCnnPolicy,
+    KernelDQNPolicy,
+    KernelMultiInputPolicy,
+    KernelQNetwork,
+)
+from agents.kernel_ddqn.replay_kernel import ReplayKernel
+from skrl.shapes import Float, Tensor
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-4,
+    "buffer_size": 100_000,
+    "learning_starts": 500,
+    "batch_size": 128,
+    "train_freq": 4,
+    "gradient_steps": 4,
+    "n_steps": 3,
+    "target_update_interval": 100,
+    "exploration_fraction": 0.12,
+}
+"""Settings in place of SB3's, which are for millions of steps of Atari."""
+
+
+class KernelDDQN(DoubleDQN):
+    """Kernel-augmented Double DQN.
+
+    The network is the prior mean of a local Gaussian process over replayed states whose observations are Bellman
+    residuals: Q(s, ·) = m(s) + R(s, ·), used for acting and inside the targets. ``KernelDDQN("MlpPolicy",
+    "CartPole-v1").learn(10_000)`` needs no other settings.
+
+    Args:
+        policy: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a subclass of :class:`KernelDQNPolicy`.
+        env: environment with discrete actions, or its id.
+        kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
+        **kwargs: every argument of :class:`stable_baselines3.DQN`; the defaults differ where :data:`DEFAULTS` says.
+            n-step returns serve every observation space here.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": KernelDQNPolicy,
+        "CnnPolicy": KernelCnnPolicy,
+        "MultiInputPolicy": KernelMultiInputPolicy,
+    }
+    q_net: KernelQNetwork
+    q_net_target: KernelQNetwork
+    policy: KernelDQNPolicy
+    replay_kernel: ReplayKernel | None
+
+    def __init__(
+        self,
+        policy: str | type[KernelDQNPolicy],
+        env: GymEnv | str | None,
+        *,
+        kernel: KernelConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        settings = {**DEFAULTS, **kwargs}
+        policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
+        if kernel is not None:
+            policy_kwargs["kernel"] = asdict(kernel) if isinstance(kernel, KernelConfig) else dict(kernel)
+        policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
+        if policy_kwargs["net_arch"] is None:
+            del policy_kwargs["net_arch"]
+        self.replay_kernel = None
+        super().__init__(policy, env, policy_kwargs=policy_kwargs, **settings)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Gradient steps towards targets that contain the kernel's correction; arguments as in :class:`DoubleDQN`."""
+        self._kernel().extend()
+        super().train(gradient_steps, batch_size)
+
+    def dump_logs(self) -> None:
+        """Write SB3's log and the ``kernel/`` scalars."""
+        if self.replay_kernel is not None and self.replay_kernel.supports is not None:
+            for name, value in self._kernel_scalars(self.replay_kernel).items():
+                self.logger.record(f"kernel/{name}", value)
+        super().dump_logs()
+
+    def _default_net_arch(self, policy: str | type[KernelDQNPolicy]) -> list[int] | None:
+        """Two layers of 256 on vectors and dicts; none beyond ``NatureCNN``'s own on images, as in SB3."""
+        images = policy == "CnnPolicy" or (isinstance(policy, type) and issubclass(policy, KernelCnnPolicy))
+        return None if images else [256, 256]
+
+    def _setup_model(self) -> None:
+        # SB3 refuses n-step returns for dict observations. ReplayView takes them from a plain buffer of any kind.
+        n_steps, self.n_steps = self.n_steps, 1
+        super()._setup_model()
+        self.n_steps = n_steps
+        self.replay_kernel = None
+
+    def _kernel(self) -> ReplayKernel:
+        """The kernel bound to the present buffer and networks; made anew when a buffer was loaded."""
+        assert self.replay_buffer is not None
+        if self.replay_kernel is None or self.replay_kernel.view.buffer is not self.replay_buffer:
+            view = ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
+            self.replay_kernel = ReplayKernel(
+                self.q_net, self.q_net_target, view, self.rng, hard_updates=self.tau == 1.0
+            )
+        return self.replay_kernel
+
+    def _on_step(self) -> None:
+        super()._on_step()
+        copied = self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0
+        # After the target update, never before: the residuals are relative to the new target network.
+        if copied and self.num_timesteps > self.learning_starts:
+            self._kernel().refresh(self.num_timesteps)
+
+    def _sample_batch(self, batch_size: int) -> TransitionBatch:
+        kernel = self._kernel()
+        view = kernel.view
+        slots = view.sample(batch_size, self.rng)
+        steps = view.n_step(slots)
+        return TransitionBatch(
+            observations=view.observations(slots),
+            actions=view.actions(slots),
+            rewards=torch.from_numpy(steps.rewards).to(self.device),
+            discounts=torch.from_numpy(steps.discounts).to(self.device),
+            next_observations=view.next_observations(steps.last_slots),
+            next_corrections=kernel.next_corrections(steps.last_slots),
+        )
+
+    def _next_q_values(
+        self, batch: TransitionBatch
+    ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, "batch actions"]]:
+        assert batch.next_corrections is not None
+        choosing = self.q_net.prior_mean(batch.next_observations) + batch.next_corrections
+        return choosing, self.q_net_target.prior_mean(batch.next_observations) + batch.next_corrections
+
+    def _kernel_scalars(self, kernel: ReplayKernel) -> dict[str, float]:
+        head, diagnostics = kernel.head, kernel.diagnostics
+        seconds, diagnostics.refresh_seconds = diagnostics.refresh_seconds, []
+        return {
+            "supports": float(head.memory.sizes.sum()),
+            "supports_smallest_action": float(head.memory.sizes.min()),
+            "lengthscale": float(head.lengthscale),
+            "ridge": head.ridge,
+            "residual_abs_mean": float(diagnostics.residual_abs_mean),
+            "variance_mean": float(diagnostics.variance_mean),
+            "greedy_changed_share": float(diagnostics.changed_share),
+            "leave_one_out_error": float(diagnostics.leave_one_out_error),
+            "fallbacks": float(head.fallbacks),
+            "jitters": float(head.jitters),
+            "refresh_ms": 1e3 * float(np.mean(seconds)) if seconds else 0.0,
+            "query_ms": self._query_ms(),
+        }
+
+    def _query_ms(self) -> float:
+        """Milliseconds of one correction as acting asks for it, measured on the last observation."""
+        if self._last_obs is None:
+            return 0.0
+        observation, _ = self.policy.obs_to_tensor(self._last_obs)
+        with torch.no_grad():
+            started = time.perf_counter()
+            # Reading the result waits for an accelerator to finish.
+            self.q_net.head.correction(self.q_net.feature_map(observation)).sum().item()
+            return 1e3 * (time.perf_counter() - started)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "replay_kernel"]

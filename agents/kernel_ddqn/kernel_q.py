@@ -1,0 +1,43 @@
+"""Kernel value iteration on the replay memory, without a network and without a gradient step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from stable_baselines3.common.type_aliases import GymEnv
+
+from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
+from agents.kernel_ddqn.policies import KernelDQNPolicy
+
+
+class KernelQ(KernelDDQN):
+    """Network-free agent: the replay memory alone carries the action values.
+
+    D. Ormoneit and Ś. Sen, *Kernel-Based Reinforcement Learning*, 2002, with local ridge weights in place of averages.
+    Every ``target_update_interval`` environment steps the values of the supports are backed up ``kernel.sweeps`` times,
+    starting from where the last backup ended.
+
+    Args:
+        policy: as in :class:`KernelDDQN`.
+        env: as in :class:`KernelDDQN`.
+        kernel: settings of the kernel; the head is always the network-free one.
+        **kwargs: as in :class:`KernelDDQN`. Those of the gradient step are not used.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[KernelDQNPolicy],
+        env: GymEnv | str | None,
+        *,
+        kernel: KernelConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
+        super().__init__(policy, env, kernel=replace(config, head="network_free"), **kwargs)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log."""
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -1,0 +1,232 @@
+"""The kernel's side of learning: supports from the replay buffer, and the correction of every replayed state."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from agents.common.replay_view import ReplayView, Slots
+from agents.common.targets import double_q_target
+from agents.kernel_ddqn.correction_table import CorrectionTable
+from agents.kernel_ddqn.policies import KernelQNetwork
+from skrl.memory import newest_and_uniform
+from skrl.shapes import Float, Tensor
+from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
+from skrl.value_heads import NetworkFreeHead, bounded_correction
+
+CHUNK = 1024
+"""Observations that one forward pass of a refresh holds at once."""
+
+PROBES = 256
+"""Support points per action from which lengthscale and leave-one-out error are estimated."""
+
+
+class Supports(NamedTuple):
+    """The transitions behind the support points, flattened over actions: m = A · C, padding included.
+
+    Attributes:
+        filled: false for padding, [m].
+        observations: where they began, [m, ...].
+        actions: [m].
+        rewards: n-step returns, [m].
+        discounts: γʰ or zero, [m].
+        next_observations: where they lead, [m, ...].
+        slots: where they begin in the replay buffer, [m].
+        indices: neighbours of the next observations, as positions in [0, m), [A, m, k].
+        weights: their weights, [A, m, k].
+        next_corrections: R(s', ·) that a network-free backup starts from, [A, m].
+    """
+
+    filled: Tensor
+    observations: PyTorchObs
+    actions: Tensor
+    rewards: Tensor
+    discounts: Tensor
+    next_observations: PyTorchObs
+    slots: Slots
+    indices: Tensor
+    weights: Tensor
+    next_corrections: Tensor
+
+
+@dataclass
+class Diagnostics:
+    """What the last refresh looked like; tensors, read only when they are logged."""
+
+    residual_abs_mean: Tensor
+    variance_mean: Tensor
+    changed_share: Tensor
+    leave_one_out_error: Tensor
+    refresh_seconds: list[float] = field(default_factory=list)
+
+
+class ReplayKernel:
+    """Chooses supports among replayed transitions, and keeps their residuals and R(s', ·) of every stored next state.
+
+    ``rebuild`` chooses supports and finds neighbours and weights of every next state; ``rebase`` only renews the
+    residuals, by a few Bellman backups through those neighbours. Both must follow the target update: a correction
+    computed against the old target network would be counted twice.
+
+    Args:
+        q_net: the online network; its head is written.
+        q_net_target: the target network; its head receives a copy.
+        view: the replay buffer.
+        rng: source of every random choice.
+        hard_updates: the target update copies the online network, so both give equal values after it.
+    """
+
+    def __init__(
+        self,
+        q_net: KernelQNetwork,
+        q_net_target: KernelQNetwork,
+        view: ReplayView,
+        rng: np.random.Generator,
+        hard_updates: bool = True,
+    ) -> None:
+        self.q_net, self.q_net_target, self.view, self.hard_updates = q_net, q_net_target, view, hard_updates
+        self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
+        self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.warm_start = isinstance(self.head, NetworkFreeHead)
+        self.supports: Supports | None = None
+        self.steps_at_rebuild = 0
+        self.table = CorrectionTable(self.head, self.feature_map, view)
+        zero = torch.zeros((), device=self.head.lengthscale.device)
+        self.diagnostics = Diagnostics(zero, zero, zero, zero)
+
+    def refresh(self, num_timesteps: int) -> None:
+        """Rebuild when ``refresh_interval`` environment steps have passed since the last time, else re-base.
+
+        Args:
+            num_timesteps: environment steps so far.
+        """
+        started = time.perf_counter()
+        elapsed = num_timesteps - self.steps_at_rebuild
+        if self.supports is None or elapsed >= self.config.refresh_interval or elapsed < 0:
+            self.rebuild()
+            self.steps_at_rebuild = num_timesteps
+        else:
+            self.rebase()
+        self.diagnostics.refresh_seconds.append(time.perf_counter() - started)
+
+    @torch.no_grad()
+    def rebuild(self) -> None:
+        """Choose supports, standardise features, find neighbours and weights of every next state, then re-base."""
+        slots, usable = self.table.read_features()
+        if not usable.any():
+            return
+        self.feature_map.fit(self.table.raw[torch.from_numpy(slots[usable])])
+        chosen, sizes = self._choose(slots[usable])
+        features = self.feature_map.standardise(self.table.raw[torch.from_numpy(chosen)])
+        self.head.memory.write(features, sizes)
+        self.head.lengthscale.copy_(self.config.lengthscale_factor * self._median_distance())
+        before = self.table.corrections
+        self.diagnostics.variance_mean = self.table.localise(slots)
+        self.supports = self._describe(chosen.reshape(-1), before)
+        self.rebase()
+        self.diagnostics.leave_one_out_error = self._leave_one_out_error()
+
+    @torch.no_grad()
+    def rebase(self) -> None:
+        """Residuals of the supports against the present target network, after ``sweeps`` backups through the kernel."""
+        supports = self.supports
+        if supports is None:
+            return
+        present = self._prior_means(self.q_net_target, supports.observations)
+        present = present.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
+        evaluating = self._prior_means(self.q_net_target, supports.next_observations)
+        choosing = evaluating if self.hard_updates else self._prior_means(self.q_net, supports.next_observations)
+        corrections = supports.next_corrections if self.warm_start else torch.zeros_like(supports.next_corrections)
+        residuals = torch.zeros_like(supports.rewards)
+        for _ in range(self.config.sweeps):
+            improved = double_q_target(
+                supports.rewards, supports.discounts, choosing + corrections.mT, evaluating + corrections.mT
+            )
+            residuals = improved - present
+            residuals = torch.where(supports.filled & residuals.isfinite(), residuals, 0.0)
+            corrections = bounded_correction(supports.weights, residuals[supports.indices])
+        self.supports = supports._replace(next_corrections=corrections)
+        self.head.memory.write_targets(residuals.view_as(self.head.memory.targets))
+        self.table.read_corrections(residuals)
+        self.q_net_target.copy_kernel(self.q_net)
+        filled = supports.filled
+        changed = (evaluating.argmax(1) != (evaluating + corrections.mT).argmax(1)) & filled
+        self.diagnostics.changed_share = changed.sum() / filled.sum()
+        self.diagnostics.residual_abs_mean = residuals.abs().sum() / filled.sum()
+
+    def extend(self) -> None:
+        """Find neighbours, weights and corrections of the next states stored since the last call."""
+        if self.supports is not None:
+            self.table.extend()
+
+    def next_corrections(self, slots: Slots) -> Float[Tensor, "batch actions"]:
+        """R(s', ·) of the states in which given transitions ended, [B, A]; zero before the first rebuild."""
+        return self.table.lookup(slots)
+
+    def _choose(self, slots: Slots) -> tuple[Slots, Tensor]:
+        """Slots of the supports per action, [A, C] with padding, and how many are real, [A]."""
+        memory = self.head.memory
+        actions = self.view.actions(slots).cpu().numpy()
+        chosen = np.full((memory.sets, memory.capacity), slots[0])
+        sizes = torch.zeros(memory.sets, dtype=torch.long, device=memory.sizes.device)
+        for action in range(memory.sets):
+            candidates = torch.from_numpy(slots[actions == action])
+            picked = newest_and_uniform(candidates, memory.capacity, self.config.newest_fraction, self.generator)
+            chosen[action, : len(picked)] = picked.numpy()
+            sizes[action] = len(picked)
+        return chosen, sizes
+
+    def _probes(self) -> Tensor:
+        """Support features at random, per action, [A, P, d]; of an empty set its zero padding."""
+        memory = self.head.memory
+        uniform = torch.rand(memory.sets, PROBES, generator=self.generator).to(memory.sizes.device)
+        positions = (uniform * memory.sizes.unsqueeze(1)).long()
+        return memory.features.gather(1, positions.unsqueeze(-1).expand(-1, -1, memory.features.shape[-1]))
+
+    def _median_distance(self) -> Tensor:
+        memory = self.head.memory
+        # One more neighbour than k, since every probe finds itself.
+        neighbors = self.head.search(self._probes(), memory.features, self.head.k + 1, memory.half_norms)
+        return median_neighbor_distance(neighbors)
+
+    def _leave_one_out_error(self) -> Tensor:
+        memory, head = self.head.memory, self.head
+        neighbors = head.search(self._probes(), memory.features, head.k, memory.half_norms)
+        return leave_one_out_rmse(neighbors, memory.features, memory.targets, head.kernel, head.lengthscale, head.ridge)
+
+    def _describe(self, chosen: Slots, before: Tensor) -> Supports:
+        """Read everything that later backups need, since the buffer may overwrite these slots meanwhile."""
+        device = self.head.lengthscale.device
+        steps = self.view.n_step(chosen)
+        last = torch.from_numpy(steps.last_slots).to(device)
+        width = before.shape[1]
+        known = (
+            before[:, last.clamp(max=width - 1)] * (last < width) if width else before.new_zeros(len(before), len(last))
+        )
+        return Supports(
+            filled=self.head.memory.mask.reshape(-1),
+            observations=self.view.observations(chosen),
+            actions=self.view.actions(chosen),
+            rewards=torch.from_numpy(steps.rewards).to(device),
+            discounts=torch.from_numpy(steps.discounts).to(device),
+            next_observations=self.view.next_observations(steps.last_slots),
+            slots=chosen,
+            indices=self.table.indices[:, last].long(),
+            weights=self.table.weights[:, last],
+            next_corrections=known,
+        )
+
+    def _prior_means(self, network: KernelQNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        count = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        parts = [network.prior_mean(_rows(observations, start, start + CHUNK)) for start in range(0, count, CHUNK)]
+        return torch.cat(parts)
+
+
+def _rows(observations: PyTorchObs, start: int, stop: int) -> PyTorchObs:
+    if isinstance(observations, dict):
+        return {key: values[start:stop] for key, values in observations.items()}
+    return observations[start:stop]

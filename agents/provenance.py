@@ -1,0 +1,47 @@
+"""What produced a result: versions and commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+DISTRIBUTIONS = ("torch", "stable_baselines3", "gymnasium", "numpy")
+SOURCE_ROOT = Path(__file__).resolve().parent.parent
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of the packages that shape a result, and of this one (None when it is not installed)."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    found.update({name: version(name) for name in DISTRIBUTIONS})
+    try:
+        found["sparse_kernel_rl"] = version("sparse-kernel-rl")
+    except PackageNotFoundError:
+        found["sparse_kernel_rl"] = None
+    return found
+
+
+def commit(root: Path = SOURCE_ROOT) -> str | None:
+    """Git commit of a checkout.
+
+    Args:
+        root: top folder of the checkout; this code's own when left out.
+
+    Returns:
+        The hash, with `-dirty` behind it when files differ from it; None when the folder is no checkout's top, has no
+        commit, or git is not installed.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    head = _git(root, "rev-parse", "--verify", "HEAD")
+    if top is None or head is None or Path(top).resolve() != root.resolve():
+        return None
+    return f"{head}-dirty" if _git(root, "status", "--porcelain") else head
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,169 @@
+"""The agents by name: which algorithm, which settings, which spaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
+from agents.double_dqn import DoubleDQN
+from agents.kernel_ddqn import KernelDDQN, KernelQ
+from agents.schema import ConfigError, nearest
+
+OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What there is to know about an agent before it is built."""
+
+    name: str
+    """Name on the command line and in run folders."""
+
+    algorithm: type[OffPolicyAlgorithm]
+    """Class of the algorithm."""
+
+    config: type[QLearningConfig]
+    """Class of its settings: exactly those that the algorithm honours."""
+
+    description: str
+    """One sentence for users."""
+
+    head: str | None = None
+    """The only `kernel.head` that deserves the agent's name; None without a kernel."""
+
+    action_spaces: tuple[type[spaces.Space[Any]], ...] = (spaces.Discrete,)
+    """Action spaces that it serves."""
+
+    @property
+    def sums_rewards_of_dicts(self) -> bool:
+        """Whether n-step returns serve dict observations, which Stable-Baselines3's own replay buffer refuses."""
+        return issubclass(self.algorithm, KernelDDQN)
+
+
+AGENTS = {
+    spec.name: spec
+    for spec in (
+        AgentSpec("dqn", DQN, TrainConfig, "Deep Q-network, Stable-Baselines3's own."),
+        AgentSpec("ddqn", DoubleDQN, TrainConfig, "Double DQN."),
+        AgentSpec(
+            "kernel_ddqn", KernelDDQN, KernelTrainConfig, "Double DQN corrected by local kernel regression.", "residual"
+        ),
+        AgentSpec(
+            "knn_ddqn", KernelDDQN, KernelTrainConfig, "Double DQN corrected by an average of neighbours.", "averaging"
+        ),
+        AgentSpec(
+            "kernel_q", KernelQ, KernelQConfig, "Kernel value iteration on the replay memory alone.", "network_free"
+        ),
+    )
+}
+
+
+def find_agent(name: str) -> AgentSpec:
+    """Look an agent up.
+
+    Raises:
+        ConfigError: no such agent; the message names the nearest one.
+    """
+    if name not in AGENTS:
+        raise ConfigError(f"unknown agent '{name}'; did you mean '{nearest(name, AGENTS)}'? Known: {', '.join(AGENTS)}")
+    return AGENTS[name]
+
+
+def build_model(config: QLearningConfig, env: VecEnv, device: str | None = None) -> OffPolicyAlgorithm:
+    """Build the untrained algorithm that a configuration describes.
+
+    Args:
+        config: settings of the run; its class must be the agent's own.
+        env: training environment.
+        device: torch device to use instead of the configured one.
+
+    Returns:
+        The algorithm, seeded.
+
+    Raises:
+        ConfigError: the configuration is of another agent, or the agent does not serve the environment's spaces.
+    """
+    spec = find_agent(config.agent)
+    check_config(spec, config)
+    check_spaces(spec, config.env, env)
+    if config.n_steps > 1 and isinstance(env.observation_space, spaces.Dict) and not spec.sums_rewards_of_dicts:
+        raise ConfigError(f"{config.env} has dict observations, for which {spec.name} needs --n-steps 1")
+    of_the_run = {field.name for field in fields(RunConfig)} | {"policy", "net_arch"}
+    arguments = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in of_the_run}
+    arguments["policy"] = fitting_policy("auto", env.observation_space)
+    if isinstance(config, TrainConfig):
+        arguments["policy"] = fitting_policy(config.policy, env.observation_space)
+        arguments["policy_kwargs"] = {"net_arch": list(config.net_arch)}
+    return spec.algorithm(
+        env=env, seed=config.seed, device=device or config.device, verbose=config.verbose, **arguments
+    )
+
+
+def fitting_policy(policy: str, observation_space: spaces.Space[Any]) -> str:
+    """Alias of the policy for an observation space: dict, image or anything that flattens to a vector.
+
+    Args:
+        policy: alias wished for, or `auto`.
+        observation_space: what the environment shows.
+
+    Returns:
+        Alias that the algorithm takes.
+
+    Raises:
+        ConfigError: the policy that was wished for cannot read such observations.
+    """
+    fitting = ["CnnPolicy", "MlpPolicy"] if is_image_space(observation_space) else ["MlpPolicy"]
+    fitting = ["MultiInputPolicy"] if isinstance(observation_space, spaces.Dict) else fitting
+    if policy not in ("auto", *fitting):
+        raise ConfigError(f"policy is '{policy}', but {observation_space} needs {' or '.join(fitting)} (or auto)")
+    return fitting[0] if policy == "auto" else policy
+
+
+def check_config(spec: AgentSpec, config: QLearningConfig) -> None:
+    """Make sure that settings are of the agent's class and that the value head is the one it is named for.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if type(config) is not spec.config:
+        raise ConfigError(f"agent '{spec.name}' takes a {spec.config.__name__}, not a {type(config).__name__}")
+    if isinstance(config, KernelTrainConfig | KernelQConfig) and config.kernel.head != spec.head:
+        owners = [other.name for other in AGENTS.values() if other.head == config.kernel.head]
+        raise ConfigError(
+            f"agent '{spec.name}' has kernel.head '{spec.head}'; for '{config.kernel.head}' use --agent {owners[0]}"
+        )
+
+
+def check_spaces(spec: AgentSpec, env_id: str, env: VecEnv) -> None:
+    """Make sure that the agent can act and observe in an environment.
+
+    Raises:
+        ConfigError: it cannot; the message says which agents can, or what to use instead.
+    """
+    if not isinstance(env.action_space, spec.action_spaces):
+        able = [other.name for other in AGENTS.values() if isinstance(env.action_space, other.action_spaces)]
+        remedy = f"use --agent {' or '.join(able)}" if able else _REMEDIES.get(type(env.action_space), _WRAP)
+        raise ConfigError(
+            f"{env_id} has the action space {env.action_space}, but {spec.name} needs Discrete actions; {remedy}"
+        )
+    if isinstance(env.action_space, spaces.Discrete) and env.action_space.start != 0:
+        raise ConfigError(f"{env_id} has the action space {env.action_space}, but actions must count from 0; wrap it")
+    if not isinstance(env.observation_space, OBSERVATION_SPACES):
+        raise ConfigError(
+            f"{env_id} has the observation space {env.observation_space}, which no agent serves; wrap it into a Box or "
+            "a Dict, for example with gymnasium.wrappers.FlattenObservation"
+        )
+
+
+_WRAP = "no agent here serves this space yet: wrap it into a Discrete one"
+_REMEDIES: dict[type[spaces.Space[Any]], str] = {
+    spaces.Box: f"no agent here ({', '.join(AGENTS)}) serves continuous actions yet: "
+    "use SAC or TD3 of Stable-Baselines3, or an environment with discrete actions"
+}

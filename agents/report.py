@@ -1,0 +1,56 @@
+"""Closing tables of the commands."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from agents.evaluation import Evaluation
+from agents.runs import RunFolder, RunResult
+
+
+def report_evaluation(step: int, evaluation: Evaluation) -> None:
+    """Print a line on a periodic evaluation."""
+    print(f"step {step:>9,}   return {evaluation.mean:9.2f} ± {evaluation.std:.2f}")
+
+
+def show_training(result: RunResult, folder: RunFolder, final_episodes: int) -> None:
+    """Print the closing table of a training run, and the commands that go on from it."""
+    table = Table(title=f"{result.agent} on {result.env}, seed {result.seed}", show_header=False)
+    best_step = result.eval_timesteps[result.eval_mean_returns.index(result.best_mean_return)]
+    table.add_row(
+        f"final return ({final_episodes} episodes)", f"{result.final_mean_return:.2f} ± {result.final_std_return:.2f}"
+    )
+    table.add_row("best return while training", f"{result.best_mean_return:.2f} at step {best_step:,}")
+    table.add_row("environment steps", f"{result.total_timesteps:,}")
+    table.add_row("wall time", f"{result.wall_seconds:.1f} s")
+    table.add_row("training without evaluations", f"{result.train_seconds:.1f} s")
+    console = Console()
+    console.print(table)
+    place = shlex.quote(str(folder.path))
+    _print_line(console, f"run folder   {place}  (config.yaml, model.zip, best_model.zip, result.json)")
+    _print_line(console, f"curves       tensorboard --logdir {place}")
+    _print_line(console, f"evaluation   python evaluate.py {place} --video")
+
+
+def show_evaluation(evaluation: Evaluation, title: str, video: Path | None) -> None:
+    """Print the table of an evaluation, and where its video lies."""
+    lengths = evaluation.lengths
+    table = Table(title=title, show_header=False)
+    table.add_row("episodes", str(len(evaluation.returns)))
+    table.add_row("return", f"{evaluation.mean:.2f} ± {evaluation.std:.2f}")
+    table.add_row("lowest", f"{min(evaluation.returns):.2f}")
+    table.add_row("highest", f"{max(evaluation.returns):.2f}")
+    table.add_row("mean length", f"{sum(lengths) / len(lengths):.1f} steps")
+    console = Console()
+    console.print(table)
+    if video is not None:
+        _print_line(console, f"video        {shlex.quote(str(video))}")
+
+
+def _print_line(console: Console, line: str) -> None:
+    """Print without folding, so that a long path can be copied."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,201 @@
+"""One training run: its folder, its result, and the way from one to the other."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import torch
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.common.atomic_save import atomic_write
+from agents.config import QLearningConfig
+from agents.evaluation import FINAL_SEED_OFFSET, Evaluation, PeriodicEvaluation, evaluate_greedily
+from agents.provenance import commit, versions
+from agents.registry import build_model
+from agents.schema import ConfigError
+from agents.settings import dump_config
+
+Checkpoint = Literal["final", "best"]
+OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The content of `result.json`; steps are environment steps, returns undiscounted."""
+
+    agent: str
+    env: str
+    seed: int
+    total_timesteps: int
+    eval_timesteps: list[int]
+    eval_mean_returns: list[float]
+    final_mean_return: float
+    final_std_return: float
+    best_mean_return: float
+    wall_seconds: float
+    train_seconds: float
+    versions: dict[str, str | None]
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run lie."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: QLearningConfig) -> RunFolder:
+        """The folder that a configuration names, or the one that its agent, environment and seed make."""
+        default = Path("runs", config.agent, config.env, f"seed{config.seed}")
+        return cls(default if config.run_dir is None else Path(config.run_dir))
+
+    @property
+    def config(self) -> Path:
+        """Complete settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def result(self) -> Path:
+        """Scores and provenance; written last, so that it marks a finished run."""
+        return self.path / "result.json"
+
+    def model(self, checkpoint: Checkpoint) -> Path:
+        """Model at the end of training, or at its best periodic evaluation."""
+        return self.path / ("model.zip" if checkpoint == "final" else "best_model.zip")
+
+    def check_free(self, *, force: bool) -> None:
+        """Make sure that a run may be written here.
+
+        Raises:
+            ConfigError: a finished run lies here and `force` is off, or the path is no folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"the run folder {self.path} is a file; choose another with --run-dir")
+        if self.result.exists() and not force:
+            raise ConfigError(
+                f"{self.path} holds a finished run; overwrite it with --force or choose another folder with --run-dir"
+            )
+
+    def clear(self) -> None:
+        """Make the folder, and remove what an earlier run left in it: the result first, for it marks a finished one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for pattern in OWN_FILES:
+            for file in self.path.glob(pattern):
+                file.unlink()
+
+
+def train(
+    config: QLearningConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[int, Evaluation], None]
+) -> RunResult:
+    """Learn, evaluate and save.
+
+    Args:
+        config: complete settings.
+        env: training environment.
+        eval_env: environment for evaluations only.
+        report: called with step and result after every periodic evaluation.
+
+    Returns:
+        What `result.json` in the run folder holds.
+
+    Raises:
+        ConfigError: the agent does not serve the environment, or the run folder is taken.
+    """
+    start = perf_counter()
+    folder = RunFolder.of(config)
+    folder.check_free(force=config.force)
+    torch.set_num_threads(config.threads)
+    model = build_model(config, env)
+    folder.clear()
+    write_text(folder.config, dump_config(config))
+    evaluation, learn_seconds = _learn(config, model, eval_env, folder, report)
+    atomic_write(folder.model("final"), model.save)
+    final = evaluate_greedily(model, eval_env, config.n_final_eval_episodes, config.seed + FINAL_SEED_OFFSET)
+    result = RunResult(
+        agent=config.agent,
+        env=config.env,
+        seed=config.seed,
+        total_timesteps=config.total_timesteps,
+        eval_timesteps=evaluation.timesteps,
+        eval_mean_returns=evaluation.mean_returns,
+        final_mean_return=final.mean,
+        final_std_return=final.std,
+        best_mean_return=evaluation.best_mean_return,
+        wall_seconds=perf_counter() - start,
+        train_seconds=learn_seconds - evaluation.seconds,
+        versions=versions(),
+        commit=commit(),
+    )
+    write_text(folder.result, json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def load_model(config: QLearningConfig, env: VecEnv, file: Path) -> OffPolicyAlgorithm:
+    """Rebuild a trained model from its settings and load its tensors, without unpickling anything.
+
+    Args:
+        config: settings of the run.
+        env: environment to act in.
+        file: saved model.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: the file is missing, is no saved model, or does not fit the settings.
+    """
+    if not file.is_file():
+        raise ConfigError(f"there is no {file.name} in {file.parent}; has the run come so far?")
+    model = build_model(config, env)
+    try:
+        model.set_parameters(str(file), device=model.device)
+    except (ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"{file} does not hold a model that fits its config.yaml: {first_line}") from error
+    return model
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+
+    def write_encoded(file: io.BufferedIOBase) -> None:
+        file.write(text.encode())
+
+    atomic_write(path, write_encoded)
+
+
+def _learn(
+    config: QLearningConfig,
+    model: OffPolicyAlgorithm,
+    eval_env: VecEnv,
+    folder: RunFolder,
+    report: Callable[[int, Evaluation], None],
+) -> tuple[PeriodicEvaluation, float]:
+    """Run `learn` with its evaluations; the second value is its wall-clock time in seconds."""
+    evaluation = PeriodicEvaluation(
+        eval_env,
+        total_timesteps=config.total_timesteps,
+        n_evaluations=config.n_evaluations,
+        episodes=config.n_eval_episodes,
+        seed=config.seed,
+        best_model=folder.model("best"),
+        report=report,
+    )
+    outputs = ["tensorboard", "stdout"] if config.verbose else ["tensorboard"]
+    model.set_logger(configure(str(folder.path), outputs))
+    start = perf_counter()
+    try:
+        model.learn(config.total_timesteps, callback=evaluation, progress_bar=config.progress_bar)
+    finally:
+        model.logger.close()
+    return evaluation, perf_counter() - start

@@ -1,0 +1,152 @@
+"""Layers of settings: the agent's YAML, over it a file given by the user, over it the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.command_line import Flags, nest_flags
+from agents.config import QLearningConfig, RunConfig
+from agents.registry import AGENTS, AgentSpec, check_config, find_agent
+from agents.schema import (
+    ConfigError,
+    UnknownSettingError,
+    Values,
+    coerce_mapping,
+    construct,
+    is_command_line_only,
+    leaf_types,
+    merge,
+    to_plain,
+)
+
+SECTIONS = ("extends", "defaults", "environments")
+
+
+def resolve(flags: Flags) -> QLearningConfig:
+    """Settings of a run from parsed command-line flags.
+
+    Args:
+        flags: words by dotted setting name.
+
+    Returns:
+        The complete configuration, of the class that its agent has.
+
+    Raises:
+        ConfigError: a file cannot be read, or a setting is unknown, of the wrong type, out of range or not honoured.
+    """
+    path = flags.get("config", [None])[0]
+    user_file = read_yaml(Path(path)) if path is not None else {}
+    chosen = {"agent": RunConfig.agent, "env": RunConfig.env}
+    for name in chosen:
+        chosen[name] = flags[name][0] if flags.get(name) else str(user_file.get(name, chosen[name]))
+    spec = find_agent(chosen["agent"])
+    from_file = _checked(spec, user_file, source=f"{path}: ")
+    from_flags = _checked(spec, _for_agent(spec, flags), source="", command_line=True)
+    values = merge(merge(merge(agent_settings(spec, chosen["env"]), from_file), from_flags), chosen)
+    config = construct(spec.config, values)
+    check_config(spec, config)
+    return config
+
+
+def load_config(path: Path) -> QLearningConfig:
+    """Read the `config.yaml` of a run.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, names no agent, or holds what the agent does not take.
+    """
+    values = read_yaml(path)
+    if "agent" not in values:
+        raise ConfigError(f"{path}: names no agent, so it is not the config.yaml of a run")
+    spec = find_agent(str(values["agent"]))
+    config = construct(spec.config, _checked(spec, values, source=f"{path}: "))
+    check_config(spec, config)
+    return config
+
+
+def dump_config(config: QLearningConfig) -> str:
+    """The complete configuration as YAML that `load_config` and `--config` take back."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def agent_settings(spec: AgentSpec, env_id: str) -> Values:
+    """Settings in the agent's YAML file for an environment: its defaults under the section of the environment.
+
+    Args:
+        spec: the agent.
+        env_id: Gymnasium id; a section's name may hold wildcards, and an exact name goes before them.
+
+    Returns:
+        Checked settings, not all of them.
+    """
+    sections = _read_sections(spec.name)
+    environments = sections["environments"]
+    matching = [pattern for pattern in environments if fnmatchcase(env_id, pattern)]
+    values = sections["defaults"]
+    for pattern in sorted(matching, key=lambda pattern: pattern == env_id):
+        values = merge(values, environments[pattern])
+    return _checked(spec, values, source=f"{spec.name}.yaml: ")
+
+
+def read_yaml(path: Path | Traversable) -> Values:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it cannot be read or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read settings from {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold a YAML mapping of setting names to values")
+    return dict(values)
+
+
+def _read_sections(agent: str) -> dict[str, Any]:
+    """Defaults and environments of an agent's file, laid over those of the file that it extends."""
+    file = files("configs") / f"{agent}.yaml"
+    sections = {"defaults": {}, "environments": {}, **read_yaml(file)}
+    for key in sections:
+        if key not in SECTIONS:
+            raise UnknownSettingError(key, SECTIONS)
+    parent = sections.pop("extends", None)
+    return sections if parent is None else merge(_read_sections(parent), sections)
+
+
+def _checked(spec: AgentSpec, values: Mapping[str, Any], source: str, *, command_line: bool = False) -> Values:
+    """The values in the types of the agent's settings; every complaint names its source."""
+    hints = leaf_types(spec.config)
+    try:
+        for name in values:
+            if not command_line and is_command_line_only(hints.get(name)):
+                raise ConfigError(f"'{name}' belongs on the command line (--{name}), not into a file")
+        return coerce_mapping(spec.config, values)
+    except UnknownSettingError as error:
+        raise ConfigError(source + (_other_owner(spec, error.name) or str(error))) from error
+    except ConfigError as error:
+        raise ConfigError(source + str(error)) from error
+
+
+def _for_agent(spec: AgentSpec, flags: Flags) -> Values:
+    """Flags as nested settings; a flag of another agent is named as such."""
+    for name in flags:
+        if name not in leaf_types(spec.config) and (complaint := _other_owner(spec, name)):
+            raise ConfigError(complaint)
+    return nest_flags(spec.config, flags)
+
+
+def _other_owner(spec: AgentSpec, name: str) -> str | None:
+    """A sentence about the agents that do have a setting (or a group of settings), if any."""
+    owners = [
+        other.name
+        for other in AGENTS.values()
+        if any(leaf == name or leaf.startswith(f"{name}.") for leaf in leaf_types(other.config))
+    ]
+    return f"agent '{spec.name}' does not use '{name}'; it belongs to {', '.join(owners)}" if owners else None

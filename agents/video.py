@@ -1,0 +1,67 @@
+"""A film of one greedy episode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils.save_video import save_video
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.schema import ConfigError
+
+FALLBACK_FRAMES_PER_SECOND = 30
+
+
+def record_episode(model: BaseAlgorithm, env: VecEnv, seed: int, folder: Path, name: str) -> Path:
+    """Film one greedy episode.
+
+    Args:
+        model: a trained algorithm.
+        env: a single environment that renders to RGB arrays.
+        seed: seed of the environment's next reset.
+        folder: where the film goes.
+        name: beginning of its file name.
+
+    Returns:
+        The mp4 file.
+
+    Raises:
+        ConfigError: the environment renders no RGB arrays.
+    """
+    frames = play_episode(model, env, seed)
+    fps = env.get_attr("metadata", indices=0)[0].get("render_fps", FALLBACK_FRAMES_PER_SECOND)
+    save_video(list(frames), str(folder), episode_trigger=lambda _: True, name_prefix=name, fps=fps)
+    return folder / f"{name}-episode-0.mp4"
+
+
+def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArray[np.uint8]]:
+    """Frames of one greedy episode, [height, width, 3] each.
+
+    Args:
+        model: a trained algorithm.
+        env: a single environment that renders to RGB arrays.
+        seed: seed of the environment's next reset.
+
+    Returns:
+        A frame per step; the one after the last step is left out, for it shows the next episode already.
+
+    Raises:
+        ConfigError: the environment renders no RGB arrays.
+    """
+    env.seed(seed)
+    observations: Any = env.reset()
+    frames: list[npt.NDArray[np.uint8]] = []
+    finished = False
+    while not finished:
+        frame = env.render()
+        if frame is None:
+            raise ConfigError("this environment renders no pictures (render mode rgb_array), so leave --video out")
+        frames.append(frame)
+        actions, _ = model.predict(observations, deterministic=True)
+        observations, _, dones, _ = env.step(actions)
+        finished = bool(dones[0])
+    return frames

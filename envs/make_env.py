@@ -1,0 +1,108 @@
+"""One door to every environment: classic control, Box2D, Atari, MinAtar, and whatever else Gymnasium knows."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+from ale_py import ALEInterface, LoggerMode
+from gymnasium.envs.registration import registry
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+
+from envs import tabular
+
+ATARI_NAMESPACE = "ALE/"
+MINATAR_NAMESPACE = "MinAtar/"
+STACKED_FRAMES = 4
+
+# SB3's wrapper repeats each action over four frames, so the emulator must not do it as well. Sticky actions stay at the
+# 0.25 per frame that a v5 id promises: the stochastic protocol of Machado et al., *Revisiting the Arcade Learning
+# Environment*, 2018, section 5. The emulator draws them per frame, so where the frames are skipped changes nothing.
+ATARI_KWARGS = {"frameskip": 1, "repeat_action_probability": 0.25}
+
+gym.register_envs(ale_py)
+gym.register_envs(tabular)
+
+
+class UnknownEnvironmentError(ValueError):
+    """No environment is registered under this id; the message names the nearest one that is."""
+
+
+def make_env(
+    env_id: str,
+    *,
+    n_envs: int = 1,
+    seed: int | None = None,
+    evaluation: bool = False,
+    env_kwargs: dict[str, Any] | None = None,
+) -> VecEnv:
+    """Build vectorised copies of an environment, each under SB3's `Monitor`.
+
+    Atari ids (`ALE/...-v5`) come with SB3's preprocessing (Mnih et al., *Human-level control through deep reinforcement
+    learning*, 2015): at most 30 no-ops, an action for 4 frames, 84 x 84 grey pixels, 4 frames stacked.
+
+    Args:
+        env_id: any Gymnasium id; `module:Name-v0` imports the module first.
+        n_envs: copies stepped together in this process.
+        seed: seed of the first copy, the next ones count up; None for an arbitrary one.
+        evaluation: whether the return is to be the game's own: Atari rewards are then not clipped to their sign, and
+            the loss of a life does not end the episode.
+        env_kwargs: arguments of the environment's constructor.
+
+    Returns:
+        The vectorised environment.
+
+    Raises:
+        UnknownEnvironmentError: no such id; the message names the nearest one.
+    """
+    require_known(env_id)
+    kwargs = env_kwargs or {}
+    if not env_id.startswith(ATARI_NAMESPACE):
+        return make_vec_env(env_id, n_envs=n_envs, seed=seed, env_kwargs=kwargs)
+    ALEInterface.setLoggerMode(LoggerMode.Error)
+    wrapper_kwargs = {"terminal_on_life_loss": not evaluation, "clip_reward": not evaluation}
+    env = make_atari_env(
+        env_id, n_envs=n_envs, seed=seed, wrapper_kwargs=wrapper_kwargs, env_kwargs={**ATARI_KWARGS, **kwargs}
+    )
+    return VecFrameStack(env, n_stack=STACKED_FRAMES)
+
+
+def require_known(env_id: str) -> None:
+    """Make sure that an id can be built, after registering the optional package that it needs.
+
+    Raises:
+        UnknownEnvironmentError: no such id, or the package that provides it is not installed.
+    """
+    if env_id.lower().startswith(MINATAR_NAMESPACE.lower()):
+        _register_minatar()
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import_registering(module, env_id)
+    if name not in registry:
+        raise UnknownEnvironmentError(f"unknown environment '{env_id}'; did you mean '{nearest_id(name)}'?")
+
+
+def nearest_id(name: str) -> str:
+    """The registered id closest to a name, letter case aside."""
+    by_lower = {known.lower(): known for known in sorted(registry)}
+    return by_lower[get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)[0]]
+
+
+def _import_registering(module: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UnknownEnvironmentError(f"environment '{env_id}' imports a module that is missing: {error}") from error
+
+
+def _register_minatar() -> None:
+    """Register the MinAtar games, which their package does only when asked."""
+    if find_spec("minatar") is None:
+        raise UnknownEnvironmentError("MinAtar is not installed; run: pip install 'sparse-kernel-rl[minatar]'")
+    if not any(known.startswith(MINATAR_NAMESPACE) for known in registry):
+        importlib.import_module("minatar.gym").register_envs()

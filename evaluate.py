@@ -1,0 +1,103 @@
+"""Score a saved run: python evaluate.py RUN_DIR --episodes 20 --video."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+try:
+    from agents.startup import check_installation
+
+    check_installation()
+except ImportError as error:
+    print(f"evaluate.py: {error}", file=sys.stderr)
+    sys.exit(2)
+
+import torch
+from gymnasium.error import DependencyNotInstalled
+
+from agents.command_line import nest_flags, print_help, split_flags
+from agents.evaluation import FINAL_SEED_OFFSET, evaluate_greedily, evaluation_copies
+from agents.report import show_evaluation
+from agents.runs import Checkpoint, RunFolder, load_model
+from agents.schema import ConfigError, Range, construct
+from agents.settings import load_config
+from agents.video import record_episode
+from envs import UnknownEnvironmentError, make_env
+
+HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and how."""
+
+    run_dir: str = ""
+    """Folder of the run; may stand first on the command line, without the name."""
+
+    episodes: Annotated[int, Range(least=1)] = 20
+    """Greedy episodes to play."""
+
+    checkpoint: Checkpoint = "final"
+    """Which model: final, at the end of training, or best, at the highest evaluation during training."""
+
+    seed: Annotated[int, Range(least=0)] | None = None
+    """Seed of the episodes; None for those of the run's own final evaluation."""
+
+    video: bool = False
+    """Film one more greedy episode into the run folder."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; the exit status is 2 for bad input."""
+    try:
+        if any(word in HELP for word in argv):
+            print_help(EvaluateOptions, EvaluateOptions(), "evaluate.py", "Score a saved run with greedy episodes.")
+        else:
+            run(read_options(argv))
+    except (ConfigError, UnknownEnvironmentError, DependencyNotInstalled) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_options(argv: Sequence[str]) -> EvaluateOptions:
+    """Options from a command line whose first word is the run folder.
+
+    Raises:
+        ConfigError: no folder is given, or a flag is unknown or has a wrong value.
+    """
+    named = ["--run-dir", *argv] if argv and not argv[0].startswith("--") else list(argv)
+    options = construct(EvaluateOptions, nest_flags(EvaluateOptions, split_flags(named)))
+    if not options.run_dir:
+        raise ConfigError("which run? The folder comes first: python evaluate.py RUN_DIR [--episodes 20] [--video]")
+    return options
+
+
+def run(options: EvaluateOptions) -> None:
+    """Rebuild the model, play, and print the table."""
+    folder = RunFolder(Path(options.run_dir))
+    if not folder.path.is_dir():
+        raise ConfigError(f"there is no run folder {folder.path}")
+    config = load_config(folder.config)
+    torch.set_num_threads(config.threads)
+    seed = config.seed + FINAL_SEED_OFFSET if options.seed is None else options.seed
+    env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True)
+    film_env = make_env(config.env, evaluation=True)
+    try:
+        model = load_model(config, env, folder.model(options.checkpoint))
+        evaluation = evaluate_greedily(model, env, options.episodes, seed)
+        name = f"{options.checkpoint}-seed{seed}"
+        video = record_episode(model, film_env, seed, folder.path, name) if options.video else None
+    finally:
+        env.close()
+        film_env.close()
+    title = f"{config.agent} on {config.env}, seed {config.seed}, {options.checkpoint} model"
+    show_evaluation(evaluation, title, video)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

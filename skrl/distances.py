@@ -1,0 +1,82 @@
+"""Euclidean distances with exact zeros and finite gradients."""
+
+from __future__ import annotations
+
+import torch
+
+from skrl.shapes import Float, Tensor
+
+
+def safe_sqrt(squared: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Square root whose gradient at zero is zero instead of infinite.
+
+    Every radial kernel is either smooth at zero, where zero is the exact gradient of the distance's contribution, or
+    has a kink there, where zero is the subgradient of least norm. A query that coincides with a support point
+    therefore trains like any other.
+
+    Args:
+        squared: non-negative values, any shape.
+
+    Returns:
+        Square roots, same shape.
+    """
+    positive = squared > 0
+    root = torch.where(positive, squared, 1.0).sqrt()
+    return torch.where(positive, root, 0.0)
+
+
+def cross_distances(
+    queries: Float[Tensor, "*batch dim"], points: Float[Tensor, "*batch neighbors dim"]
+) -> Float[Tensor, "*batch neighbors"]:
+    """Distance of every query to its own block of points, by differences: exact at any offset.
+
+    Args:
+        queries: one query per block, [*batch, d].
+        points: its k points, [*batch, k, d].
+
+    Returns:
+        Distances, [*batch, k].
+    """
+    return safe_sqrt((points - queries.unsqueeze(-2)).square().sum(-1))
+
+
+def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tensor, "*batch neighbors neighbors"]:
+    """Distances within every block of points, through one centred matrix product per block.
+
+    The product needs no [*batch, k, k, d] array. Centring on the block's mean keeps its cancellation error relative to
+    the spread of the block instead of its offset, and squares below that error are set to exactly zero, so that
+    duplicates are at distance zero and not at the square root of a rounding error.
+
+    Args:
+        points: blocks of k points, [*batch, k, d].
+
+    Returns:
+        Symmetric distances with a zero diagonal, [*batch, k, k].
+    """
+    centred = points - points.mean(-2, keepdim=True)
+    products = centred @ centred.mT
+    norms = products.diagonal(dim1=-2, dim2=-1)
+    sums = norms.unsqueeze(-1) + norms.unsqueeze(-2)
+    squared = sums - 2.0 * products
+    noise = (4.0 * torch.finfo(points.dtype).eps) * sums.detach()
+    return safe_sqrt(torch.where(squared > noise, squared, 0.0))
+
+
+def ranking_scores(
+    queries: Float[Tensor, "*batch queries dim"],
+    features: Float[Tensor, "*batch points dim"],
+    half_norms: Float[Tensor, "*batch points"],
+) -> Float[Tensor, "*batch queries points"]:
+    """Ranking scores: ½‖x‖² − z·x, which order the points as ½‖z − x‖² does, in one matrix product.
+
+    Args:
+        queries: [*batch, B, d].
+        features: [*batch, M, d]; centre them (and the queries alike) when they lie far from the origin.
+        half_norms: ½‖x‖² per point, [*batch, M]; +∞ excludes a point.
+
+    Returns:
+        Scores, smaller is nearer, [*batch, B, M].
+    """
+    if queries.dim() == 3:
+        return torch.baddbmm(half_norms.unsqueeze(-2), queries, features.mT, alpha=-1.0)
+    return half_norms.unsqueeze(-2) - queries @ features.mT

@@ -1,0 +1,178 @@
+"""Value heads: kernel corrections R(s, a) beside the action values of a network.
+
+A head keeps one support set per action. Its targets are residuals r_i = y_i − m(x_i) between improved estimates and the
+network's values, and the corrected value is Q(s, a) = m(s)_a + R(s, a). Far from every support R vanishes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from skrl.kernels import Kernel, make_kernel
+from skrl.local_solve import averaging_weights, factorise
+from skrl.memory import SupportMemory
+from skrl.neighbors import ExactSearch, Neighbors, NeighborSearch, gather_points
+from skrl.shapes import Bool, Float, Int, Tensor
+
+
+class LocalWeights(NamedTuple):
+    """How a batch of queries reads the memory, per action.
+
+    Attributes:
+        indices: support slots, [A, B, k].
+        weights: their weights, zero where a neighbour is missing, [A, B, k].
+        variance: posterior variance, 1 where nothing is known, [A, B].
+        jittered: queries whose system needed jitter, [A, B].
+        failed: queries that fell back to the prior, [A, B].
+    """
+
+    indices: Int[Tensor, "actions queries neighbors"]
+    weights: Float[Tensor, "actions queries neighbors"]
+    variance: Float[Tensor, "actions queries"]
+    jittered: Bool[Tensor, "actions queries"]
+    failed: Bool[Tensor, "actions queries"]
+
+
+def bounded_correction(
+    weights: Float[Tensor, "*batch neighbors"], residuals: Float[Tensor, "*batch neighbors"]
+) -> Float[Tensor, "*batch"]:
+    """Weighted residuals, kept between the smallest and the largest of the neighbours' residuals and zero.
+
+    Ridge weights may be negative or sum to more than one; the bound makes a repeated backup through them unable to
+    diverge.
+
+    Args:
+        weights: [*batch, k].
+        residuals: of the same neighbours, [*batch, k].
+
+    Returns:
+        Corrections, [*batch].
+    """
+    raw = (weights * residuals).sum(-1)
+    low, high = torch.aminmax(residuals, dim=-1)
+    return torch.minimum(torch.maximum(raw, low.clamp(max=0.0)), high.clamp(min=0.0))
+
+
+class ValueHead(nn.Module, ABC):
+    """A kernel correction per action over a support memory; subclasses say how neighbours are weighted.
+
+    Args:
+        actions: number of actions A, each with its own support set.
+        capacity: support points per action.
+        feature_dim: width d of a feature.
+        k: neighbours per query and action.
+        kernel: a kernel or its name.
+        ridge: λ.
+        search: how neighbours are found; exact by default.
+    """
+
+    lengthscale: Tensor
+    fallbacks: Tensor
+    jitters: Tensor
+
+    def __init__(
+        self,
+        actions: int,
+        capacity: int,
+        feature_dim: int,
+        *,
+        k: int = 16,
+        kernel: str | Kernel = "matern32",
+        ridge: float = 1.0,
+        search: NeighborSearch | None = None,
+    ) -> None:
+        super().__init__()
+        self.memory = SupportMemory(actions, capacity, feature_dim)
+        self.kernel, self.k, self.ridge = make_kernel(kernel), min(k, capacity), ridge
+        self.search = search or ExactSearch()
+        self.register_buffer("lengthscale", torch.ones(()))
+        self.register_buffer("fallbacks", torch.zeros((), dtype=torch.long), persistent=False)
+        self.register_buffer("jitters", torch.zeros((), dtype=torch.long), persistent=False)
+
+    @abstractmethod
+    def weigh(self, neighbors: Neighbors) -> LocalWeights:
+        """Weights and variance of given neighbours, [A, B, k]."""
+
+    def localise(self, queries: Float[Tensor, "queries dim"]) -> LocalWeights:
+        """Neighbours and weights of every query for every action; independent of the targets, so worth caching.
+
+        Args:
+            queries: [B, d].
+
+        Returns:
+            Slots, weights and variance, actions first.
+        """
+        features, half_norms = self.memory.features, self.memory.half_norms
+        actions = self.memory.sets
+        neighbors = self.search(queries.expand(actions, *queries.shape), features, self.k, half_norms)
+        local = self.weigh(neighbors)
+        self.fallbacks += local.failed.sum()
+        self.jitters += local.jittered.sum()
+        return local
+
+    def correction(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:
+        """R(z, a) for every query and action, [B, A]."""
+        return self.read(self.localise(queries)).mT
+
+    def read(self, local: LocalWeights) -> Float[Tensor, "actions queries"]:
+        """Corrections by the present targets through known weights, [A, B]."""
+        residuals = gather_points(self.memory.targets, local.indices).squeeze(-1)
+        return bounded_correction(local.weights, residuals)
+
+    def forward(
+        self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]
+    ) -> Float[Tensor, "queries actions"]:
+        """Corrected action values m + R, [B, A].
+
+        Args:
+            queries: [B, d].
+            prior_mean: the network's action values at the queries, [B, A].
+        """
+        return prior_mean + self.correction(queries).to(prior_mean.dtype)
+
+
+class ResidualHead(ValueHead):
+    """Local kernel ridge regression of the residuals: a local Gaussian process whose mean function is the network."""
+
+    def weigh(self, neighbors: Neighbors) -> LocalWeights:
+        """Ridge weights from one Cholesky factor per query and action."""
+        system = factorise(neighbors, self.memory.features, self.kernel, self.lengthscale, self.ridge)
+        weights = system.weights()
+        return LocalWeights(neighbors.indices, weights, system.variance(weights), system.jittered, system.failed)
+
+
+class AveragingHead(ValueHead):
+    """Normalised kernel weights without a solve: the ablation that shows what the ridge solve is worth.
+
+    A. Pritzel et al., *Neural Episodic Control*, 2017, equation 2, with residuals in place of values.
+    """
+
+    def weigh(self, neighbors: Neighbors) -> LocalWeights:
+        """Kernel values over their sum; the variance is one minus the largest squared kernel value."""
+        values = torch.where(neighbors.mask, self.kernel(neighbors.distances / self.lengthscale), 0.0)
+        failed = ~values.isfinite().all(-1)
+        weights = torch.where(failed.unsqueeze(-1), 0.0, averaging_weights(neighbors, self.kernel, self.lengthscale))
+        nearest = torch.where(failed, 0.0, values.amax(-1))
+        variance = 1.0 - nearest.square()
+        return LocalWeights(neighbors.indices, weights, variance, torch.zeros_like(failed), failed)
+
+
+class NetworkFreeHead(ResidualHead):
+    """The same regression around a constant: the memory alone carries the values, the given prior mean is ignored."""
+
+    def forward(
+        self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]
+    ) -> Float[Tensor, "queries actions"]:
+        """Action values R, [B, A]; ``prior_mean`` gives dtype only."""
+        return self.correction(queries).to(prior_mean.dtype)
+
+
+HEADS: dict[str, type[ValueHead]] = {
+    "residual": ResidualHead,
+    "averaging": AveragingHead,
+    "network_free": NetworkFreeHead,
+}

@@ -1,0 +1,66 @@
+"""Train an agent: python train.py --agent kernel_ddqn --env CartPole-v1 --total-timesteps 10000 --seed 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+try:
+    from agents.startup import check_installation
+
+    check_installation()
+except ImportError as error:
+    print(f"train.py: {error}", file=sys.stderr)
+    sys.exit(2)
+
+from gymnasium.error import DependencyNotInstalled
+
+from agents.command_line import print_help, split_flags
+from agents.common.nonfinite import NonFiniteError
+from agents.config import QLearningConfig
+from agents.evaluation import evaluation_copies
+from agents.registry import find_agent
+from agents.report import report_evaluation, show_training
+from agents.runs import RunFolder, train
+from agents.schema import ConfigError
+from agents.settings import resolve
+from envs import UnknownEnvironmentError, make_env
+
+HELP = ("-h", "--help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; the exit status is 2 for bad input and 1 for a run that had to stop."""
+    try:
+        config = resolve(split_flags([word for word in argv if word not in HELP]))
+        if any(word in HELP for word in argv):
+            description = f"{find_agent(config.agent).description} Values shown are those for {config.env}."
+            print_help(type(config), config, "train.py", description)
+        else:
+            run(config)
+    except (ConfigError, UnknownEnvironmentError, DependencyNotInstalled) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(config: QLearningConfig) -> None:
+    """Build the environments, train, and print the closing table."""
+    folder = RunFolder.of(config)
+    folder.check_free(force=config.force)
+    env = make_env(config.env, n_envs=config.n_envs, seed=config.seed)
+    eval_env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True)
+    report = report_evaluation if config.progress_bar else lambda step, evaluation: None
+    try:
+        result = train(config, env, eval_env, report)
+    finally:
+        env.close()
+        eval_env.close()
+    show_training(result, folder, config.n_final_eval_episodes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
