@@ -7,34 +7,16 @@ network's values, and the corrected value is Q(s, a) = m(s)_a + R(s, a). Far fro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from skrl.kernels import Kernel, make_kernel
-from skrl.local_solve import averaging_weights, factorise
+from skrl.local_solve import averaging_weights
+from skrl.local_weights import LocalWeights, ridge_weights
 from skrl.memory import SupportMemory
-from skrl.neighbors import ExactSearch, Neighbors, NeighborSearch, gather_points
-from skrl.shapes import Bool, Float, Int, Tensor
-
-
-class LocalWeights(NamedTuple):
-    """How a batch of queries reads the memory, per action.
-
-    Attributes:
-        indices: support slots, [A, B, k].
-        weights: their weights, zero where a neighbour is missing, [A, B, k].
-        variance: posterior variance, 1 where nothing is known, [A, B].
-        jittered: queries whose system needed jitter, [A, B].
-        failed: queries that fell back to the prior, [A, B].
-    """
-
-    indices: Int[Tensor, "actions queries neighbors"]
-    weights: Float[Tensor, "actions queries neighbors"]
-    variance: Float[Tensor, "actions queries"]
-    jittered: Bool[Tensor, "actions queries"]
-    failed: Bool[Tensor, "actions queries"]
+from skrl.neighbors import ExactSearch, NeighborSearch, gather_points
+from skrl.shapes import Float, Tensor
 
 
 def bounded_correction(
@@ -94,8 +76,8 @@ class ValueHead(nn.Module, ABC):
         self.register_buffer("jitters", torch.zeros((), dtype=torch.long), persistent=False)
 
     @abstractmethod
-    def weigh(self, neighbors: Neighbors) -> LocalWeights:
-        """Weights and variance of given neighbours, [A, B, k]."""
+    def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
+        """Neighbours, weights and variance of queries that are repeated for every action, [A, B, d]."""
 
     def localise(self, queries: Float[Tensor, "queries dim"]) -> LocalWeights:
         """Neighbours and weights of every query for every action; independent of the targets, so worth caching.
@@ -106,10 +88,7 @@ class ValueHead(nn.Module, ABC):
         Returns:
             Slots, weights and variance, actions first.
         """
-        features, half_norms = self.memory.features, self.memory.half_norms
-        actions = self.memory.sets
-        neighbors = self.search(queries.expand(actions, *queries.shape), features, self.k, half_norms)
-        local = self.weigh(neighbors)
+        local = self.weigh(queries.expand(self.memory.sets, *queries.shape))
         self.fallbacks += local.failed.sum()
         self.jitters += local.jittered.sum()
         return local
@@ -138,11 +117,12 @@ class ValueHead(nn.Module, ABC):
 class ResidualHead(ValueHead):
     """Local kernel ridge regression of the residuals: a local Gaussian process whose mean function is the network."""
 
-    def weigh(self, neighbors: Neighbors) -> LocalWeights:
+    def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Ridge weights from one Cholesky factor per query and action."""
-        system = factorise(neighbors, self.memory.features, self.kernel, self.lengthscale, self.ridge)
-        weights = system.weights()
-        return LocalWeights(neighbors.indices, weights, system.variance(weights), system.jittered, system.failed)
+        memory = self.memory
+        return ridge_weights(
+            queries, memory.features, memory.half_norms, self.kernel, self.lengthscale, self.ridge, self.k, self.search
+        )
 
 
 class AveragingHead(ValueHead):
@@ -151,8 +131,9 @@ class AveragingHead(ValueHead):
     A. Pritzel et al., *Neural Episodic Control*, 2017, equation 2, with residuals in place of values.
     """
 
-    def weigh(self, neighbors: Neighbors) -> LocalWeights:
+    def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Kernel values over their sum; the variance is one minus the largest squared kernel value."""
+        neighbors = self.search(queries, self.memory.features, self.k, self.memory.half_norms)
         values = torch.where(neighbors.mask, self.kernel(neighbors.distances / self.lengthscale), 0.0)
         failed = ~values.isfinite().all(-1)
         weights = torch.where(failed.unsqueeze(-1), 0.0, averaging_weights(neighbors, self.kernel, self.lengthscale))

@@ -11,6 +11,8 @@ from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
 
+GRADIENT_SETTINGS = ("learning_rate", "batch_size", "gradient_steps", "tau", "max_grad_norm")
+
 
 class KernelQ(KernelDDQN):
     """Network-free agent: the replay memory alone carries the action values.
@@ -23,7 +25,10 @@ class KernelQ(KernelDDQN):
         policy: as in :class:`KernelDDQN`.
         env: as in :class:`KernelDDQN`.
         kernel: settings of the kernel; the head is always the network-free one.
-        **kwargs: as in :class:`KernelDDQN`. Those of the gradient step are not used.
+        **kwargs: as in :class:`KernelDDQN`, without those in :data:`GRADIENT_SETTINGS`.
+
+    Raises:
+        ValueError: a setting of the gradient step was given, which this agent could not honour.
     """
 
     def __init__(
@@ -34,6 +39,11 @@ class KernelQ(KernelDDQN):
         kernel: KernelConfig | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in GRADIENT_SETTINGS:
+            if name in kwargs:
+                raise ValueError(
+                    f"KernelQ takes no gradient steps, so {name}={kwargs[name]!r} has no meaning; leave it out"
+                )
         config = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
         super().__init__(policy, env, kernel=replace(config, head="network_free"), **kwargs)
 

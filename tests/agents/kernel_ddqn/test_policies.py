@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.dqn.policies import DQNPolicy
+
+from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelRefreshCallback
+
+SETTINGS = {
+    "learning_starts": 50,
+    "batch_size": 16,
+    "target_update_interval": 20,
+    "policy_kwargs": {"net_arch": [16]},
+    "seed": 0,
+    "device": "cpu",
+}
+KERNEL = {"capacity": 100, "k": 4, "refresh_interval": 60}
+
+
+def _with_kernel(**settings) -> DQN:
+    policy_kwargs = {"net_arch": [16], "kernel": KERNEL}
+    return DQN(KernelDQNPolicy, "CartPole-v1", **{**SETTINGS, "policy_kwargs": policy_kwargs, **settings})
+
+
+def test_with_an_empty_memory_sb3s_dqn_learns_exactly_as_with_its_own_policy() -> None:
+    plain = DQN(DQNPolicy, "CartPole-v1", **SETTINGS).learn(300)
+    kernel = _with_kernel().learn(300)
+    theirs = dict(plain.policy.named_parameters())
+    for name, parameter in kernel.policy.named_parameters():
+        assert torch.equal(parameter, theirs[name]), name
+    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    assert np.array_equal(
+        kernel.predict(observations, deterministic=True)[0], plain.predict(observations, deterministic=True)[0]
+    )
+
+
+def test_the_callback_fills_and_renews_the_memory_of_sb3s_dqn() -> None:
+    model = _with_kernel().learn(300, callback=KernelRefreshCallback())
+    online, target = model.policy.q_net, model.policy.q_net_target
+    assert online.head.memory.sizes.sum() == 100
+    assert torch.equal(online.head.memory.targets, target.head.memory.targets)
+    assert online.head.memory.targets.abs().sum() > 0
+    observations = torch.randn(5, 4)
+    model.policy.set_training_mode(False)
+    assert not torch.equal(online(observations), online.prior_mean(observations))
+
+
+def test_the_callback_refuses_a_model_without_a_kernel() -> None:
+    with pytest.raises(ValueError, match="needs a DQN with a KernelDQNPolicy, but got DQN with DQNPolicy"):
+        DQN("MlpPolicy", "CartPole-v1", **SETTINGS).learn(10, callback=KernelRefreshCallback())
+
+
+def test_the_head_is_off_in_training_mode_only() -> None:
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=KERNEL, seed=0, learning_starts=50).learn(300)
+    observations = torch.from_numpy(model.replay_buffer.observations[:10, 0])
+    network = model.q_net
+    assert not network.training
+    corrected = network(observations)
+    assert not torch.equal(corrected, network.prior_mean(observations))
+    network.set_training_mode(True)
+    assert torch.equal(network(observations), network.prior_mean(observations))
+
+
+def test_policy_save_and_load_keep_settings_and_memory(tmp_path) -> None:
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel={**KERNEL, "ridge": 0.3}, seed=0, learning_starts=50).learn(
+        200
+    )
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = KernelDQNPolicy.load(tmp_path / "policy.pt", device="cpu")
+    assert loaded.kernel == model.policy.kernel == KernelConfig(**{**KERNEL, "ridge": 0.3})
+    assert loaded.q_net.head.ridge == 0.3
+    observations = torch.randn(6, 4)
+    with torch.no_grad():
+        assert torch.equal(loaded.q_net(observations), model.q_net(observations))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="unknown kernel setting 'lengthscale'; did you mean 'lengthscale_factor'"):
+        KernelDDQN("MlpPolicy", "CartPole-v1", kernel={"lengthscale": 2.0})
+    with pytest.raises(ValueError, match=r"kernel.ridge is -1.0, but must be positive"):
+        KernelConfig(ridge=-1.0)
+    with pytest.raises(ValueError, match="kernel.kernel is 'matern', but must be one of gaussian"):
+        KernelConfig(kernel="matern")
+
+
+def test_defaults_follow_the_kind_of_observation() -> None:
+    vector = KernelDDQN("MlpPolicy", "CartPole-v1")
+    assert vector.policy.net_arch == [256, 256]
+    assert vector.n_steps == 3
+    assert type(vector.replay_buffer).__name__ == "ReplayBuffer"
+    assert KernelDDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}).policy.net_arch == [8]

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from agents import KernelDDQN, KernelQ
+from agents.kernel_ddqn.replay_kernel import ReplayKernel
+from envs.tabular import ChainEnv
+
+SETTINGS: dict[str, Any] = {
+    "learning_starts": 50,
+    "batch_size": 16,
+    "target_update_interval": 20,
+    "buffer_size": 2000,
+    "policy_kwargs": {"net_arch": [16]},
+    "kernel": {"capacity": 120, "k": 5, "refresh_interval": 60},
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+def _trained(steps: int = 300, env: Any = "CartPole-v1", **settings: Any) -> KernelDDQN:
+    return KernelDDQN("MlpPolicy", env, **{**SETTINGS, **settings}).learn(steps)
+
+
+def _kernel(model: KernelDDQN) -> ReplayKernel:
+    assert model.replay_kernel is not None
+    return model.replay_kernel
+
+
+def test_cached_corrections_equal_fresh_queries_of_the_head() -> None:
+    model = _trained()
+    kernel = _kernel(model)
+    kernel.extend()
+    slots = kernel.view.slots()
+    with torch.no_grad():
+        features = model.q_net.feature_map(kernel.view.next_observations(slots))
+        fresh = model.q_net.head.correction(features)
+    assert fresh.abs().max() > 0
+    assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
+
+
+def test_new_transitions_are_served_before_the_next_rebuild() -> None:
+    model = _trained(300)
+    kernel = _kernel(model)
+    rebuilt_at = kernel.steps_at_rebuild
+    model.learn(12, reset_num_timesteps=False)
+    assert kernel.steps_at_rebuild == rebuilt_at
+    kernel.extend()
+    newest = kernel.view.newest(8)
+    fresh = model.q_net.head.correction(model.q_net.feature_map(kernel.view.next_observations(newest)))
+    assert torch.allclose(kernel.next_corrections(newest), fresh, atol=1e-5)
+
+
+def test_residuals_are_the_backed_up_targets_minus_the_target_network() -> None:
+    model = _trained(kernel={**SETTINGS["kernel"], "sweeps": 1})
+    kernel = _kernel(model)
+    supports = kernel.supports
+    assert supports is not None
+    kernel.rebase()
+    with torch.no_grad():
+        values = model.q_net_target.prior_mean(supports.observations)
+        present = values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
+        best = model.q_net_target.prior_mean(supports.next_observations).amax(1)
+    expected = supports.rewards + supports.discounts * best - present
+    stored = model.q_net.head.memory.targets.reshape(-1)
+    assert torch.allclose(stored[supports.filled], expected[supports.filled], atol=1e-5)
+    assert not stored[~supports.filled].any()
+
+
+def test_the_refresh_follows_the_target_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals against the old target network would count every correction twice."""
+    equal = []
+    original = ReplayKernel.refresh
+
+    def spy(self: ReplayKernel, steps: int) -> None:
+        pairs = zip(self.q_net.q_net.parameters(), self.q_net_target.q_net.parameters(), strict=True)
+        equal.append(all(torch.equal(online, target) for online, target in pairs))
+        original(self, steps)
+
+    monkeypatch.setattr(ReplayKernel, "refresh", spy)
+    _trained()
+    assert len(equal) >= 10
+    assert all(equal)
+
+
+def test_supports_are_the_newest_and_a_uniform_draw_per_action() -> None:
+    model = _trained(400)
+    kernel = _kernel(model)
+    kernel.rebuild()
+    supports = kernel.supports
+    assert supports is not None
+    memory = model.q_net.head.memory
+    for action in range(2):
+        mine = supports.slots.reshape(2, -1)[action, : memory.sizes[action]]
+        taken = kernel.view.slots()[kernel.view.actions(kernel.view.slots()).numpy() == action]
+        assert len(set(mine)) == min(60, len(taken))
+        assert set(taken[-30:]) <= set(mine)
+        assert set(mine) <= set(taken)
+        features = model.q_net.feature_map(kernel.view.observations(mine))
+        assert torch.allclose(memory.features[action, : len(mine)], features, atol=1e-6)
+
+
+def test_a_buffer_that_wraps_around_keeps_the_cache_right() -> None:
+    model = _trained(700, buffer_size=150)
+    kernel = _kernel(model)
+    kernel.extend()
+    slots = kernel.view.slots()
+    fresh = model.q_net.head.correction(model.q_net.feature_map(kernel.view.next_observations(slots)))
+    assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
+    assert len(kernel.table.raw) == 150
+
+
+class OneActionMatters(gym.Env):
+    """Constant observations; an action of many that is never taken must not break anything."""
+
+    observation_space = spaces.Box(-1, 1, (3,))
+    action_space = spaces.Discrete(6)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.ones(3, np.float32), 1.0, False, self.steps >= 8, {}
+
+
+def test_constant_features_duplicates_and_untaken_actions_have_defined_answers() -> None:
+    model = KernelDDQN("MlpPolicy", OneActionMatters(), **{**SETTINGS, "kernel": {"capacity": 60, "k": 16}})
+    model.action_space.sample = lambda: 2  # type: ignore[method-assign]
+    model.exploration_initial_eps = model.exploration_final_eps = 0.0
+    model.learn(150)
+    memory = model.q_net.head.memory
+    assert (memory.sizes == 0).any()
+    assert model.q_net.head.k == 10
+    observation = torch.ones(1, 3)
+    q_values = model.q_net(observation)
+    assert q_values.isfinite().all()
+    untaken = memory.sizes == 0
+    assert torch.equal(q_values[0, untaken], model.q_net.prior_mean(observation)[0, untaken])
+
+
+def test_a_loaded_buffer_gets_a_kernel_of_its_own(tmp_path) -> None:
+    model = _trained()
+    first = _kernel(model)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    model.load_replay_buffer(tmp_path / "buffer.pkl")
+    model.learn(40, reset_num_timesteps=False)
+    assert _kernel(model) is not first
+    assert _kernel(model).view.buffer is model.replay_buffer
+    assert _kernel(model).supports is not None
+
+
+def test_normalised_observations_are_read_as_the_network_sees_them() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    model = _trained(env=env)
+    kernel = _kernel(model)
+    slots = kernel.view.slots()[:5]
+    stored = model.replay_buffer.observations[slots, 0]
+    assert np.allclose(kernel.view.observations(slots).numpy(), env.normalize_obs(stored), atol=1e-5)
+
+
+def test_wide_observations_are_projected() -> None:
+    class Wide(OneActionMatters):
+        observation_space = spaces.Box(-1, 1, (200,))
+
+        def reset(self, **kwargs):
+            _, info = super().reset(**kwargs)
+            return self.np_random.normal(size=200).astype(np.float32), info
+
+        def step(self, action):
+            _, *rest = super().step(action)
+            return (self.np_random.normal(size=200).astype(np.float32), *rest)
+
+    model = _trained(env=Wide(), kernel={**SETTINGS["kernel"], "projection_dim": 32})
+    assert model.q_net.head.memory.features.shape[-1] == 32
+    assert not any("projection" in name for name in model.policy.state_dict())
+
+
+def test_kernel_scalars_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _trained()
+    scalars = model._kernel_scalars(_kernel(model))
+    assert set(scalars) == {
+        "supports",
+        "supports_smallest_action",
+        "lengthscale",
+        "ridge",
+        "residual_abs_mean",
+        "variance_mean",
+        "greedy_changed_share",
+        "leave_one_out_error",
+        "fallbacks",
+        "jitters",
+        "refresh_ms",
+        "query_ms",
+    }
+    assert scalars["supports"] == 120
+    assert scalars["residual_abs_mean"] > 0
+    assert 0 < scalars["variance_mean"] < 1
+    assert 0 <= scalars["greedy_changed_share"] <= 1
+    assert scalars["query_ms"] > 0
+
+
+def test_kernel_q_reaches_the_values_of_value_iteration() -> None:
+    gamma = 0.9
+    env = ChainEnv(6)
+    model = KernelQ(
+        "MlpPolicy",
+        env,
+        gamma=gamma,
+        n_steps=1,
+        learning_starts=50,
+        target_update_interval=50,
+        exploration_initial_eps=1.0,
+        exploration_final_eps=1.0,
+        kernel={"capacity": 4000, "k": 8, "ridge": 1e-4, "kernel": "laplace", "sweeps": 40},
+        seed=0,
+    ).learn(3000)
+    states = torch.stack([torch.as_tensor(env.observe(state)) for state in range(6)])
+    with torch.no_grad():
+        learned = model.q_net(states).numpy()
+    optimal = env.optimal_q(gamma)
+    taken = ~env.mdp.terminals
+    assert np.abs(learned[taken] - optimal[taken]).max() < 0.01

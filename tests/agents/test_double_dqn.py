@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import configure
+
+from agents import DoubleDQN, KernelDDQN
+from agents.common.nonfinite import NonFiniteError, NonFiniteGuard
+
+SETTINGS = {
+    "learning_starts": 20,
+    "batch_size": 16,
+    "gradient_steps": 2,
+    "target_update_interval": 20,
+    "buffer_size": 1000,
+    "policy_kwargs": {"net_arch": [16]},
+    "seed": 0,
+}
+
+
+class Poisoned(gym.Wrapper):
+    """CartPole that sends a value which is not finite at given steps."""
+
+    def __init__(self, bad_steps: range, what: str) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.bad_steps, self.what, self.count = bad_steps, what, 0
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.count += 1
+        if self.count in self.bad_steps:
+            if self.what == "observation":
+                observation = np.full_like(observation, np.nan)
+            else:
+                reward = float(self.what)
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
+@pytest.mark.parametrize("what", ["nan", "inf", "observation"])
+def test_a_single_bad_transition_is_survived(cls, what) -> None:
+    model = cls("MlpPolicy", Poisoned(range(50, 51), what), **SETTINGS).learn(400)
+    assert model.nonfinite_guard.transitions == 1
+    assert model.nonfinite_guard.skipped > 0
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    if cls is KernelDDQN:
+        assert model.q_net.head.memory.targets.isfinite().all()
+        assert model.q_net.head.memory.features.isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
+def test_a_hopeless_run_stops_and_names_step_and_environment(cls) -> None:
+    model = cls("MlpPolicy", Poisoned(range(1, 10_000), "nan"), **SETTINGS)
+    with pytest.raises(NonFiniteError, match=r"at step \d+.*first seen at step 1: reward nan.*CartPole-v1"):
+        model.learn(2000)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+def test_the_guard_counts_only_consecutive_failures() -> None:
+    guard = NonFiniteGuard(limit=3)
+    outcomes = [guard.check_update(step, finite) for step, finite in enumerate([False, False, True, False, False])]
+    assert outcomes == [False, False, True, False, False]
+    assert guard.skipped == 4
+    with pytest.raises(NonFiniteError, match="loss itself diverged"):
+        guard.check_update(5, False)
+
+
+def test_statistics_reach_the_logger(tmp_path) -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(200, log_interval=1)
+    model.logger.close()
+    header = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
+    for tag in ("loss", "q_mean", "target_q_mean", "td_error_abs_mean", "grad_norm", "nonfinite_skipped"):
+        assert f"train/{tag}" in header
+
+
+def test_exploration_leaves_the_global_generator_alone() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    model.exploration_rate = 1.0
+    before = np.random.get_state()[1].copy()  # noqa: NPY002  (the global state is what is under test)
+    actions = [int(model.predict(np.zeros(4, np.float32))[0]) for _ in range(50)]
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    assert set(actions) == {0, 1}
+
+
+def test_environments_explore_independently() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    model.exploration_rate = 0.5
+    greedy, _ = model.predict(np.zeros((64, 4), np.float32), deterministic=True)
+    actions, _ = model.predict(np.zeros((64, 4), np.float32))
+    different = (actions != greedy).mean()
+    assert 0.1 < different < 0.4  # a quarter: explored with 1/2, another action with 1/2
+
+
+def test_one_update_is_huber_regression_on_the_double_q_target() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "learning_starts": 10_000}).learn(64)
+    for parameter in model.q_net_target.parameters():
+        parameter.data.mul_(1.5)
+    batch = model._sample_batch(8)
+    with torch.no_grad():
+        best = model.q_net(batch.next_observations).argmax(1)
+        value = model.q_net_target(batch.next_observations)[torch.arange(8), best]
+        target = batch.rewards + batch.discounts * value
+        error = model.q_net(batch.observations)[torch.arange(8), batch.actions] - target
+        huber = torch.where(error.abs() < 1, 0.5 * error.square(), error.abs() - 0.5).mean()
+    assert torch.allclose(model._update(batch)["loss"], huber)
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch) -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    model.save(tmp_path / "model.zip")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def broken(*_args, **_kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("stable_baselines3.common.base_class.save_to_zip_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]

@@ -1,0 +1,200 @@
+"""Laws that every agent obeys; a new agent adds one line to AGENTS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import IdentityEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents import DoubleDQN, KernelDDQN, KernelQ
+from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
+
+SMALL: dict[str, Any] = {
+    "learning_starts": 60,
+    "batch_size": 16,
+    "train_freq": 4,
+    "gradient_steps": 2,
+    "target_update_interval": 20,
+    "buffer_size": 2000,
+    "policy_kwargs": {"net_arch": [16]},
+    "device": "cpu",
+}
+KERNEL: dict[str, Any] = {"capacity": 100, "k": 4, "refresh_interval": 60, "projection_dim": 16}
+
+Factory = Callable[..., DoubleDQN]
+
+
+def _kernel(cls: type[KernelDDQN], head: str) -> Factory:
+    def make(policy: str, env: Any, **kwargs: Any) -> KernelDDQN:
+        settings = {**SMALL, **kwargs}
+        if cls is KernelQ:
+            settings = {name: value for name, value in settings.items() if name not in GRADIENT_SETTINGS}
+        return cls(policy, env, kernel={**KERNEL, "head": head}, **settings)
+
+    return make
+
+
+AGENTS: dict[str, tuple[type[DoubleDQN], Factory]] = {
+    "ddqn": (DoubleDQN, lambda policy, env, **kwargs: DoubleDQN(policy, env, **{**SMALL, **kwargs})),
+    "kernel_ddqn": (KernelDDQN, _kernel(KernelDDQN, "residual")),
+    "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
+    "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
+}
+KERNEL_AGENTS = [name for name in AGENTS if name != "ddqn"]
+
+
+class PictureEnv(gym.Env):
+    """Random pictures, episodes of ten steps."""
+
+    observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._observe(), float(action == 1), False, self.steps == 10, {}
+
+    def _observe(self):
+        return self.np_random.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
+
+
+class DictEnv(PictureEnv):
+    """A vector and a number in one observation."""
+
+    observation_space = spaces.Dict({"vector": spaces.Box(-1, 1, (3,)), "colour": spaces.Discrete(4)})
+
+    def _observe(self):
+        vector = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return {"vector": vector, "colour": int(self.np_random.integers(4))}
+
+
+@pytest.fixture(params=AGENTS)
+def agent(request: pytest.FixtureRequest) -> tuple[type[DoubleDQN], Factory]:
+    return AGENTS[request.param]
+
+
+def _observations(model: DoubleDQN, count: int = 7) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(count, *model.observation_space.shape)).astype(np.float32)
+
+
+def _q_values(model: DoubleDQN, observations: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return model.policy.q_net(torch.from_numpy(observations))
+
+
+def test_save_and_load_keep_q_to_the_last_bit(agent, tmp_path) -> None:
+    cls, make = agent
+    model = make("MlpPolicy", "CartPole-v1", seed=0).learn(200)
+    observations = _observations(model)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model.zip", env=gym.make("CartPole-v1"), device="cpu")
+    assert torch.equal(_q_values(model, observations), _q_values(loaded, observations))
+    assert not list(tmp_path.glob(".*partial"))
+    loaded.learn(120, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 320
+
+
+def test_set_parameters_transfers_q(agent, tmp_path) -> None:
+    _, make = agent
+    model = make("MlpPolicy", "CartPole-v1", seed=0).learn(200)
+    other = make("MlpPolicy", "CartPole-v1", seed=1)
+    observations = _observations(model)
+    model.save(tmp_path / "model.zip")
+    other.set_parameters(tmp_path / "model.zip", device="cpu")
+    assert torch.equal(_q_values(model, observations), _q_values(other, observations))
+
+
+def test_same_seed_gives_equal_parameters_and_another_seed_does_not(agent) -> None:
+    _, make = agent
+    first, second, third = (make("MlpPolicy", "CartPole-v1", seed=seed).learn(240) for seed in (5, 5, 6))
+    observations = _observations(first)
+    assert torch.equal(_q_values(first, observations), _q_values(second, observations))
+    assert not torch.equal(_q_values(first, observations), _q_values(third, observations))
+    for mine, same in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(mine, same)
+
+
+def test_predict_serves_single_and_batched_observations(agent) -> None:
+    _, make = agent
+    model = make("MlpPolicy", "CartPole-v1", seed=0).learn(160)
+    observations = _observations(model)
+    batched, _ = model.predict(observations, deterministic=True)
+    single = [model.predict(observation, deterministic=True)[0] for observation in observations]
+    assert batched.shape == (7,)
+    assert np.array_equal(batched, np.array(single))
+    assert np.array_equal(batched, _q_values(model, observations).argmax(1).numpy())
+    model.exploration_rate = 0.5
+    explored, _ = model.predict(observations)
+    assert explored.shape == (7,)
+    assert model.action_space.contains(model.predict(observations[0])[0])
+
+
+def test_learns_from_several_environments_with_callbacks_and_schedules(agent) -> None:
+    cls, make = agent
+    env = make_vec_env("CartPole-v1", n_envs=3, seed=0)
+    model = make("MlpPolicy", env, seed=0, learning_rate=lambda progress: 1e-3 * progress)
+    calls = []
+    model.learn(300, callback=lambda local, _: calls.append(local["self"].num_timesteps) or True)
+    assert calls[-1] == 300
+    assert len(calls) == 100
+    assert cls is KernelQ or model.policy.optimizer.param_groups[0]["lr"] < 1e-3
+
+
+@pytest.mark.parametrize(("policy", "env_class"), [("CnnPolicy", PictureEnv), ("MultiInputPolicy", DictEnv)])
+def test_learns_from_pictures_and_dicts_with_n_step_returns(policy, env_class) -> None:
+    if policy == "MultiInputPolicy":
+        settings = {"policy_kwargs": {"net_arch": [16]}}
+    else:
+        settings = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}}
+    model = AGENTS["kernel_ddqn"][1](policy, env_class(), seed=0, n_steps=3, **settings).learn(150)
+    assert model.replay_kernel.supports is not None
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    loaded_action, _ = model.predict(model.env.reset(), deterministic=True)
+    assert loaded_action.shape == (1,)
+
+
+def test_solves_the_identity_toy(agent) -> None:
+    _, make = agent
+    model = make(
+        "MlpPolicy",
+        DummyVecEnv([lambda: IdentityEnv(4)]),
+        seed=0,
+        learning_rate=5e-3,
+        gamma=0.5,
+        n_steps=1,
+        gradient_steps=4,
+        exploration_fraction=0.5,
+    ).learn(1200)
+    mean_return, _ = evaluate_policy(model, DummyVecEnv([lambda: IdentityEnv(4)]), n_eval_episodes=5, warn=False)
+    assert mean_return >= 90  # of 100, random play gets 25
+
+
+@pytest.mark.parametrize("name", KERNEL_AGENTS)
+def test_target_network_receives_the_kernel(name) -> None:
+    model = AGENTS[name][1]("MlpPolicy", "CartPole-v1", seed=0).learn(200)
+    online, target = model.policy.q_net, model.policy.q_net_target
+    assert online.head.memory.sizes.sum() > 0
+    assert online.head.memory.targets.abs().sum() > 0
+    for mine, theirs in zip(online.head.buffers(), target.head.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(online.feature_map.buffers(), target.feature_map.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_continuous_action_space_is_refused_with_advice(agent) -> None:
+    _, make = agent
+    with pytest.raises(ValueError, match="discrete action space.*SAC or TD3"):
+        make("MlpPolicy", "Pendulum-v1")
