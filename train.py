@@ -30,7 +30,7 @@ HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit status is 2 for bad input and 1 for a run that had to stop."""
+    """Run the command; the exit status is 2 for bad input 1 for a run that had to stop, 130 for an interrupted one."""
     try:
         config = resolve(split_flags([word for word in argv if word not in HELP]))
         if any(word in HELP for word in argv):
@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the run folder holds no result.json and may be used again", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -62,7 +62,7 @@ class RunConfig:
     """Output of Stable-Baselines3: 0 nothing, 1 training figures, 2 details."""
 
     config: Annotated[str | None, CommandLineOnly()] = None
-    """YAML file whose settings come before the agent's own; config.yaml of a run repeats it."""
+    """YAML file laid over the agent's own settings; the config.yaml of a run repeats that run."""
 
     force: Annotated[bool, CommandLineOnly()] = False
     """Overwrite the folder of a finished run."""

@@ -126,6 +126,5 @@ class PeriodicEvaluation(BaseCallback):
         self.mean_returns.append(evaluation.mean)
         self.logger.record("eval/mean_reward", evaluation.mean)
         self.logger.record("eval/mean_ep_length", float(np.mean(evaluation.lengths)))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(self.num_timesteps)
+        self.model.dump_logs()
         self.report(self.num_timesteps, evaluation)

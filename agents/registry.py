@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -76,13 +77,12 @@ def find_agent(name: str) -> AgentSpec:
     return AGENTS[name]
 
 
-def build_model(config: QLearningConfig, env: VecEnv, device: str | None = None) -> OffPolicyAlgorithm:
+def build_model(config: QLearningConfig, env: VecEnv) -> OffPolicyAlgorithm:
     """Build the untrained algorithm that a configuration describes.
 
     Args:
         config: settings of the run; its class must be the agent's own.
         env: training environment.
-        device: torch device to use instead of the configured one.
 
     Returns:
         The algorithm, seeded.
@@ -93,6 +93,7 @@ def build_model(config: QLearningConfig, env: VecEnv, device: str | None = None)
     spec = find_agent(config.agent)
     check_config(spec, config)
     check_spaces(spec, config.env, env)
+    check_device(config.device)
     if config.n_steps > 1 and isinstance(env.observation_space, spaces.Dict) and not spec.sums_rewards_of_dicts:
         raise ConfigError(f"{config.env} has dict observations, for which {spec.name} needs --n-steps 1")
     of_the_run = {field.name for field in fields(RunConfig)} | {"policy", "net_arch"}
@@ -101,9 +102,7 @@ def build_model(config: QLearningConfig, env: VecEnv, device: str | None = None)
     if isinstance(config, TrainConfig):
         arguments["policy"] = fitting_policy(config.policy, env.observation_space)
         arguments["policy_kwargs"] = {"net_arch": list(config.net_arch)}
-    return spec.algorithm(
-        env=env, seed=config.seed, device=device or config.device, verbose=config.verbose, **arguments
-    )
+    return spec.algorithm(env=env, seed=config.seed, device=config.device, verbose=config.verbose, **arguments)
 
 
 def fitting_policy(policy: str, observation_space: spaces.Space[Any]) -> str:
@@ -160,6 +159,19 @@ def check_spaces(spec: AgentSpec, env_id: str, env: VecEnv) -> None:
             f"{env_id} has the observation space {env.observation_space}, which no agent serves; wrap it into a Box or "
             "a Dict, for example with gymnasium.wrappers.FlattenObservation"
         )
+
+
+def check_device(name: str) -> None:
+    """Make sure that a torch device exists here, where Stable-Baselines3 would quietly take another one.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    present = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    present += ["cuda"] if torch.cuda.is_available() else []
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in present:
+        raise ConfigError(f"device is '{name}', but this machine has {', '.join(present)}")
 
 
 _WRAP = "no agent here serves this space yet: wrap it into a Discrete one"

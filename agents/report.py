@@ -19,16 +19,17 @@ def report_evaluation(step: int, evaluation: Evaluation) -> None:
 
 def show_training(result: RunResult, folder: RunFolder, final_episodes: int) -> None:
     """Print the closing table of a training run, and the commands that go on from it."""
-    table = Table(title=f"{result.agent} on {result.env}, seed {result.seed}", show_header=False)
+    table = Table(show_header=False)
     best_step = result.eval_timesteps[result.eval_mean_returns.index(result.best_mean_return)]
     table.add_row(
-        f"final return ({final_episodes} episodes)", f"{result.final_mean_return:.2f} ± {result.final_std_return:.2f}"
+        f"final return (episodes: {final_episodes})", f"{result.final_mean_return:.2f} ± {result.final_std_return:.2f}"
     )
     table.add_row("best return while training", f"{result.best_mean_return:.2f} at step {best_step:,}")
     table.add_row("environment steps", f"{result.total_timesteps:,}")
     table.add_row("wall time", f"{result.wall_seconds:.1f} s")
     table.add_row("training without evaluations", f"{result.train_seconds:.1f} s")
     console = Console()
+    _print_line(console, f"{result.agent} on {result.env}, seed {result.seed}")
     console.print(table)
     place = shlex.quote(str(folder.path))
     _print_line(console, f"run folder   {place}  (config.yaml, model.zip, best_model.zip, result.json)")
@@ -39,13 +40,14 @@ def show_training(result: RunResult, folder: RunFolder, final_episodes: int) -> 
 def show_evaluation(evaluation: Evaluation, title: str, video: Path | None) -> None:
     """Print the table of an evaluation, and where its video lies."""
     lengths = evaluation.lengths
-    table = Table(title=title, show_header=False)
+    table = Table(show_header=False)
     table.add_row("episodes", str(len(evaluation.returns)))
     table.add_row("return", f"{evaluation.mean:.2f} ± {evaluation.std:.2f}")
     table.add_row("lowest", f"{min(evaluation.returns):.2f}")
     table.add_row("highest", f"{max(evaluation.returns):.2f}")
     table.add_row("mean length", f"{sum(lengths) / len(lengths):.1f} steps")
     console = Console()
+    _print_line(console, title)
     console.print(table)
     if video is not None:
         _print_line(console, f"video        {shlex.quote(str(video))}")

@@ -25,7 +25,7 @@ from agents.schema import ConfigError
 from agents.settings import dump_config
 
 Checkpoint = Literal["final", "best"]
-OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*")
+OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*", "*-episode-0.mp4")
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,20 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Make the folder, and remove what an earlier run left in it: the result first, for it marks a finished one."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for pattern in OWN_FILES:
-            for file in self.path.glob(pattern):
-                file.unlink()
+        """Make the folder, and remove what an earlier run left in it: the result first, for it marks a finished one.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for pattern in OWN_FILES:
+                for file in self.path.glob(pattern):
+                    file.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the run folder {self.path}: {error}; choose another with --run-dir"
+            ) from error
 
 
 def train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -203,7 +204,8 @@ def _boolean(value: Any, name: str) -> bool:
 def _whole(value: Any, name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and (number := _read_number(value)) is not None and number.is_integer():
+    number = _read_number(value) if isinstance(value, str) else None
+    if number is not None and float(number).is_integer():
         return int(number)
     raise _wrong_type(value, "a whole number", name)
 
@@ -221,11 +223,11 @@ def _text(value: Any, name: str) -> str:
     raise _wrong_type(value, "text (quote it in YAML)", name)
 
 
-def _read_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _read_number(text: str) -> int | float | None:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return None
 
 
 def _wrong_type(value: Any, expected: str, name: str) -> ConfigError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from agents.schema import (
     to_plain,
 )
 
+CONFIGS = Path(str(files("configs")))
 SECTIONS = ("extends", "defaults", "environments")
 
 
@@ -41,8 +41,8 @@ def resolve(flags: Flags) -> QLearningConfig:
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown, of the wrong type, out of range or not honoured.
     """
-    path = flags.get("config", [None])[0]
-    user_file = read_yaml(Path(path)) if path is not None else {}
+    path = next(iter(flags.get("config", [])), None)
+    user_file = {} if path is None else read_yaml(Path(path))
     chosen = {"agent": RunConfig.agent, "env": RunConfig.env}
     for name in chosen:
         chosen[name] = flags[name][0] if flags.get(name) else str(user_file.get(name, chosen[name]))
@@ -94,7 +94,7 @@ def agent_settings(spec: AgentSpec, env_id: str) -> Values:
     return _checked(spec, values, source=f"{spec.name}.yaml: ")
 
 
-def read_yaml(path: Path | Traversable) -> Values:
+def read_yaml(path: Path) -> Values:
     """Read a YAML file that holds a mapping.
 
     Raises:
@@ -111,8 +111,7 @@ def read_yaml(path: Path | Traversable) -> Values:
 
 def _read_sections(agent: str) -> dict[str, Any]:
     """Defaults and environments of an agent's file, laid over those of the file that it extends."""
-    file = files("configs") / f"{agent}.yaml"
-    sections = {"defaults": {}, "environments": {}, **read_yaml(file)}
+    sections = {"defaults": {}, "environments": {}, **read_yaml(CONFIGS / f"{agent}.yaml")}
     for key in sections:
         if key not in SECTIONS:
             raise UnknownSettingError(key, SECTIONS)

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.schema import ConfigError
 
 FALLBACK_FRAMES_PER_SECOND = 30
+SHORTEST_SIDE_PIXELS = 128
 
 
 def record_episode(model: BaseAlgorithm, env: VecEnv, seed: int, folder: Path, name: str) -> Path:
@@ -60,8 +61,24 @@ def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArr
         frame = env.render()
         if frame is None:
             raise ConfigError("this environment renders no pictures (render mode rgb_array), so leave --video out")
-        frames.append(frame)
+        frames.append(as_picture(frame))
         actions, _ = model.predict(observations, deterministic=True)
         observations, _, dones, _ = env.step(actions)
         finished = bool(dones[0])
     return frames
+
+
+def as_picture(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """A frame as every player shows it: in uint8, tiny ones enlarged, sides even as the H.264 codec wants them.
+
+    Args:
+        frame: [height, width, 3], in uint8 or in floats between 0 and 1.
+
+    Returns:
+        The picture, [height, width, 3].
+    """
+    pixels = np.round(frame * 255.0) if np.issubdtype(frame.dtype, np.floating) else frame
+    factor = -(-SHORTEST_SIDE_PIXELS // min(frame.shape[:2]))
+    enlarged = pixels.astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = (side - side % 2 for side in enlarged.shape[:2])
+    return enlarged[:height, :width]

@@ -7,35 +7,36 @@ accelerator are involved, :mod:`skrl.local_weights` takes the plain torch path, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 try:
     import numba
+
+    AVAILABLE = True
 except ImportError:
-    numba = None
+    AVAILABLE = False
 
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-AVAILABLE = numba is not None
 BLOCK = 16
+"""Scores compared with the threshold at once."""
 
 
 def _compile(function: Function) -> Function:
     """Reassociation lets reductions use vector units; NaN and infinity keep their meaning."""
-    if numba is None:
+    if not AVAILABLE:
         return function
     flags = {"reassoc", "contract", "nsz", "arcp"}
-    compiled: Function = numba.njit(cache=True, fastmath=flags, error_model="numpy", nogil=True)(function)
-    return compiled
+    return cast(Function, numba.njit(cache=True, fastmath=flags, error_model="numpy", nogil=True)(function))
 
 
 @_compile
 def _select_row(scores: Array, k: int, best: Array, positions: Array) -> int:
-    """The k smallest finite-or-less scores of one row, ascending, by insertion; returns how many there are."""
+    """Find the k smallest scores below +∞ of one row, ascending, by insertion; returns how many there are."""
     count = 0
     threshold = np.inf
     points = scores.shape[0]

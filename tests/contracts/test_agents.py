@@ -196,5 +196,5 @@ def test_target_network_receives_the_kernel(name) -> None:
 
 def test_a_continuous_action_space_is_refused_with_advice(agent) -> None:
     _, make = agent
-    with pytest.raises(ValueError, match="discrete action space.*SAC or TD3"):
+    with pytest.raises(ValueError, match=r"discrete action space.*SAC or TD3"):
         make("MlpPolicy", "Pendulum-v1")

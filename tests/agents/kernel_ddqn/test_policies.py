@@ -81,7 +81,7 @@ def test_settings_are_checked() -> None:
         KernelDDQN("MlpPolicy", "CartPole-v1", kernel={"lengthscale": 2.0})
     with pytest.raises(ValueError, match=r"kernel.ridge is -1.0, but must be positive"):
         KernelConfig(ridge=-1.0)
-    with pytest.raises(ValueError, match="kernel.kernel is 'matern', but must be one of gaussian"):
+    with pytest.raises(ValueError, match=r"kernel.kernel is 'matern', but must be one of gaussian"):
         KernelConfig(kernel="matern")
 
 

@@ -1,0 +1,214 @@
+"""Settings: types, ranges, nearest names, layers, and the way to a file and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents.command_line import split_flags
+from agents.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
+from agents.registry import AGENTS
+from agents.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
+from agents.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
+
+ENVIRONMENTS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "ALE/Pong-v5", "Other-v0")
+
+
+def from_words(*words: str) -> Any:
+    return resolve(split_flags(words))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "stored"),
+    [
+        ("learning_rate", "1e-4", 1e-4),
+        ("learning_rate", 1, 1.0),
+        ("gamma", 0, 0.0),
+        ("total_timesteps", "1e4", 10_000),
+        ("total_timesteps", "10_000", 10_000),
+        ("net_arch", [64, "32"], (64, 32)),
+        ("net_arch", [], ()),
+        ("progress_bar", "false", False),
+        ("run_dir", None, None),
+        ("run_dir", "None", None),
+        ("policy", "MlpPolicy", "MlpPolicy"),
+    ],
+)
+def test_values_take_the_type_of_their_field(name: str, given: object, stored: object) -> None:
+    value = getattr(construct(TrainConfig, {name: given}), name)
+    assert value == stored
+    assert type(value) is type(stored)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("learning_rate", "abc", r"learning_rate is 'abc' \(str\), but must be a finite number"),
+        ("learning_rate", True, "must be a finite number"),
+        ("learning_rate", "nan", "must be a finite number"),
+        ("learning_rate", 0.0, "must be above 0"),
+        ("seed", True, r"seed is True \(bool\), but must be a whole number"),
+        ("seed", 1.5, "must be a whole number"),
+        ("seed", "1.5", "must be a whole number"),
+        ("seed", -1, "seed is -1, but must be at least 0"),
+        ("gamma", 1.01, "must be at least 0 and at most 1"),
+        ("progress_bar", 1, "must be true or false"),
+        ("env", 5, "env is 5"),
+        ("net_arch", 64, "must be a list"),
+        ("net_arch", [64, 0], r"net_arch\[1\] is 0"),
+        ("policy", "MlpPolcy", "did you mean 'MlpPolicy'"),
+    ],
+)
+def test_wrong_values_are_errors(name: str, given: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        construct(TrainConfig, {name: given})
+
+
+def test_the_constructor_is_as_strict_as_the_files() -> None:
+    assert TrainConfig(learning_rate="1e-3").learning_rate == 1e-3  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        TrainConfig(batch_size=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong", "nearest"),
+    [
+        ({"learning_rat": 1}, "learning_rat", "learning_rate"),
+        ({"kernel": {"kk": 1}}, "kernel.kk", "kernel.k"),
+    ],
+)
+def test_unknown_key_names_the_nearest(values: dict[str, Any], wrong: str, nearest: str) -> None:
+    with pytest.raises(UnknownSettingError, match=f"'{wrong}'; did you mean '{nearest}'"):
+        construct(KernelTrainConfig, values)
+
+
+def test_kernel_settings_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"kernel\.k is 0, but must be at least 1"):
+        construct(KernelTrainConfig, {"kernel": {"k": 0}})
+    with pytest.raises(ConfigError, match="kernel is 3"):
+        construct(KernelTrainConfig, {"kernel": 3})
+
+
+@pytest.mark.parametrize("schema", [RunConfig, QLearningConfig, TrainConfig, KernelTrainConfig, KernelQConfig])
+def test_every_field_has_a_sentence(schema: type) -> None:
+    lines = inspect.getsource(schema).splitlines()
+    for field in dataclasses.fields(schema):
+        if field.name in schema.__annotations__:
+            place = next(number for number, line in enumerate(lines) if line.strip().startswith(f"{field.name}:"))
+            assert lines[place + 1].strip().startswith('"""'), field.name
+            assert lines[place + 1].strip().endswith('."""'), field.name
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_every_section_of_every_file_is_accepted(agent: str, env_id: str) -> None:
+    config = from_words("--agent", agent, "--env", env_id)
+    assert type(config) is AGENTS[agent].config
+    assert (config.agent, config.env) == (agent, env_id)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_files_hold_plain_values_only(agent: str) -> None:
+    def check(value: object) -> None:
+        assert isinstance(value, dict | list | str | int | float | bool)
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(inner)
+
+    check(yaml.safe_load((CONFIGS / f"{agent}.yaml").read_text()))
+
+
+def test_the_comparison_is_fair() -> None:
+    """Same network, same gradient steps, same budget; only the target copy is each one's own."""
+    for env_id in ENVIRONMENTS[:4]:
+        ours, theirs = (agent_settings(AGENTS[name], env_id) for name in ("kernel_ddqn", "ddqn"))
+        assert (ours.pop("target_update_interval"), theirs.pop("target_update_interval")) == (100, 50)
+        assert ours == theirs
+        assert theirs["n_steps"] == 3
+
+
+def test_a_section_goes_over_the_defaults_and_a_wildcard_serves_atari() -> None:
+    pong = from_words("--env", "ALE/Pong-v5")
+    cartpole = from_words()
+    assert (cartpole.total_timesteps, cartpole.buffer_size, cartpole.kernel.capacity) == (10_000, 100_000, 4000)
+    assert (pong.buffer_size, pong.batch_size, pong.kernel.capacity) == (20_000, 32, 1000)
+    assert from_words("--env", "LunarLander-v3").total_timesteps == 20_000
+
+
+def test_command_line_goes_over_the_file_and_the_file_over_the_agent(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("agent: kernel_ddqn\nenv: Acrobot-v1\ngamma: 0.5\nkernel: {k: 8, ridge: 2e-1}\n")
+    config = from_words("--config", str(file), "--kernel.k", "4", "--no-progress-bar", "--net-arch", "32", "32")
+    assert (config.env, config.total_timesteps, config.gamma) == ("Acrobot-v1", 15_000, 0.5)
+    assert (config.kernel.k, config.kernel.ridge, config.kernel.sweeps) == (4, 0.2, 5)
+    assert config.progress_bar is False
+    assert config.net_arch == (32, 32)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_dump_and_load_give_the_same_settings(agent: str, tmp_path: Path) -> None:
+    config = from_words("--agent", agent, "--env", "ALE/Pong-v5", "--seed", "7", "--force")
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == dataclasses.replace(config, force=False)
+    saved = yaml.safe_load(file.read_text())
+    assert set(saved) == {field.name for field in dataclasses.fields(config)} - {"config", "force"}
+    assert to_plain(load_config(file)) == saved
+    assert from_words("--config", str(file)) == dataclasses.replace(config, force=False, config=str(file))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--agent", "kernel_dqn"), "unknown agent 'kernel_dqn'; did you mean 'kernel_ddqn'"),
+        (("--total-timestep", "5"), "unknown flag '--total-timestep'; did you mean '--total-timesteps'"),
+        (("--kernel.lengthscale", "5"), "did you mean '--kernel.lengthscale-factor'"),
+        (("--agent", "ddqn", "--kernel.k", "4"), "agent 'ddqn' does not use 'kernel.k'; it belongs to kernel_ddqn"),
+        (("--agent", "kernel_q", "--batch-size", "4"), "agent 'kernel_q' does not use 'batch_size'"),
+        (("--kernel.head", "averaging"), "use --agent knn_ddqn"),
+        (("--agent", "knn_ddqn", "--kernel.head", "network_free"), "use --agent kernel_q"),
+        (("--seed",), "--seed takes one value, but got 0"),
+        (("--seed", "1", "2"), "--seed takes one value, but got 2"),
+        (("--seed", "1", "--seed=2"), "--seed is given twice"),
+        (("CartPole-v1",), "unexpected argument 'CartPole-v1'"),
+        (("--config",), "--config takes one value"),
+        (("--no-seed",), "unknown flag '--no-seed'"),
+    ],
+)
+def test_wrong_command_lines_are_one_sentence(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_words(*words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("agent: ddqn\ngama: 0.9\n", "unknown setting 'gama'; did you mean 'gamma'"),
+        ("agent: ddqn\nkernel: {k: 3}\n", "agent 'ddqn' does not use 'kernel'"),
+        ("agent: ddqn\nforce: true\n", "'force' belongs on the command line"),
+        ("agent: [\n", "cannot read settings from"),
+        ("- agent\n", "must hold a YAML mapping"),
+        ("gamma: high\n", "gamma is 'high'"),
+    ],
+)
+def test_wrong_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_words("--config", str(file))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_leaves_cover_nested_settings() -> None:
+    leaves = leaf_types(KernelTrainConfig)
+    assert {"seed", "learning_rate", "kernel.k"} <= set(leaves)
+    assert "kernel" not in leaves

@@ -1,0 +1,129 @@
+"""Environments by id: wrappers, seeds, evaluation, unknown names."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+
+from envs import UnknownEnvironmentError, make_env
+
+
+def play(env: VecEnv, steps: int) -> np.ndarray:
+    """Observations under a fixed sequence of actions, [steps + 1, n_envs, ...]."""
+    rng = np.random.default_rng(0)
+    actions = rng.integers(env.action_space.n, size=(steps, env.num_envs))
+    observations = np.stack([env.reset(), *(env.step(action)[0] for action in actions)])
+    env.close()
+    return observations
+
+
+def test_copies_are_monitored_and_start_apart() -> None:
+    env = make_env("CartPole-v1", n_envs=3, seed=0)
+    assert env.num_envs == 3
+    assert env.env_is_wrapped(Monitor) == [True] * 3
+    first = env.reset()
+    env.close()
+    assert len(np.unique(first, axis=0)) == 3
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "ALE/Pong-v5", "LunarLander-v3"])
+def test_same_seed_same_episode(env_id: str) -> None:
+    one, same, other = (play(make_env(env_id, seed=seed), 40) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_atari_shows_four_stacked_grey_frames() -> None:
+    env = make_env("ALE/Pong-v5", n_envs=2, seed=0)
+    observation = env.reset()
+    env.close()
+    assert env.observation_space == spaces.Box(0, 255, (84, 84, 4), np.uint8)
+    assert observation.shape == (2, 84, 84, 4)
+    assert not observation[..., :3].any()
+    assert observation[..., 3].any()
+
+
+def test_atari_skips_frames_once_and_keeps_sticky_actions() -> None:
+    env = make_env("ALE/Pong-v5")
+    spec = env.get_attr("spec")[0]
+    assert spec.kwargs["frameskip"] == 1
+    assert spec.kwargs["repeat_action_probability"] == 0.25
+    env.reset()
+    ale = env.unwrapped.envs[0].unwrapped.ale
+    before = ale.getEpisodeFrameNumber()
+    env.step(np.array([0]))
+    assert ale.getEpisodeFrameNumber() - before == 4
+    env.close()
+
+
+@pytest.mark.parametrize(("evaluation", "expected"), [(False, 1.0), (True, 200.0)])
+def test_atari_rewards_are_clipped_in_training_only(evaluation: bool, expected: float) -> None:
+    env = make_env("ALE/SpaceInvaders-v5", evaluation=evaluation)
+    clip = env.unwrapped.envs[0]
+    rewards = []
+    while clip is not clip.unwrapped:
+        if isinstance(clip, gym.RewardWrapper):
+            rewards.append(clip.reward(200.0))
+        clip = clip.env
+    env.close()
+    assert rewards == ([] if evaluation else [expected])
+
+
+def test_loss_of_a_life_ends_training_episodes_only() -> None:
+    lives_at_end = {}
+    for evaluation in (False, True):
+        env = make_env("ALE/Breakout-v5", seed=0, evaluation=evaluation)
+        env.reset()
+        done = False
+        while not done:
+            _, _, dones, infos = env.step(np.array([0]))
+            done = bool(dones[0])
+            if infos[0]["lives"] < 5 and evaluation and not done:
+                break
+        lives_at_end[evaluation] = (infos[0]["lives"], done)
+        env.close()
+    assert lives_at_end == {False: (4, True), True: (4, False)}
+
+
+def test_minatar_is_registered_on_demand() -> None:
+    pytest.importorskip("minatar")
+    env = make_env("MinAtar/Breakout-v1", n_envs=2, seed=0)
+    assert env.reset().shape == (2, 10, 10, 4)
+    env.close()
+    make_env("MinAtar/Breakout-v1").close()
+
+
+def test_arguments_reach_the_constructor() -> None:
+    env = make_env("Chain-v0", env_kwargs={"n_states": 7})
+    assert env.observation_space.shape == (7,)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("CartPoel-v1", "CartPole-v1"),
+        ("cartpole", "CartPole-v1"),
+        ("LunarLander-v2", "LunarLander-v3"),
+        ("ALE/pnog-v5", "ALE/Pong-v5"),
+        ("Chian-v0", "Chain-v0"),
+    ],
+)
+def test_unknown_id_names_the_nearest(wrong: str, nearest: str) -> None:
+    with pytest.raises(UnknownEnvironmentError, match=f"'{wrong}'; did you mean '{nearest}'"):
+        make_env(wrong)
+
+
+def test_missing_module_is_named() -> None:
+    with pytest.raises(UnknownEnvironmentError, match="no_such_module"):
+        make_env("no_such_module.envs:Thing-v0")
+
+
+def test_id_behind_a_module() -> None:
+    env = make_env("envs.tabular:Chain-v0")
+    assert env.reset().shape == (1, 5)
+    env.close()

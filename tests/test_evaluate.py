@@ -1,0 +1,149 @@
+"""The evaluate command on saved runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+import evaluate
+import train
+from agents.video import as_picture
+
+QUICK = ["--env", "CartPole-v1", "--total-timesteps", "200", "--learning-starts", "50", "--no-progress-bar"]
+QUICK += ["--n-evaluations", "2", "--n-eval-episodes", "2"]
+
+
+@pytest.fixture(scope="module", params=["dqn", "kernel_ddqn", "kernel_q"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert train.main([*QUICK, "--agent", request.param, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dqn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dqn")
+    assert train.main([*QUICK, "--agent", "dqn", "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def table(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    rows = (line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│"))
+    return {row[1].strip(): row[2].strip() for row in rows}
+
+
+def test_final_score_is_reproduced(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    capsys.readouterr()
+    assert evaluate.main([str(finished)]) == 0
+    rows = table(capsys)
+    assert rows["episodes"] == "20"
+    assert rows["return"] == f"{result['final_mean_return']:.2f} ± {result['final_std_return']:.2f}"
+    assert float(rows["lowest"]) <= result["final_mean_return"] <= float(rows["highest"])
+    assert rows["mean length"] == f"{result['final_mean_return']:.1f} steps"
+
+
+def test_best_checkpoint_seed_and_episodes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = json.loads((finished / "result.json").read_text())["best_mean_return"]
+    capsys.readouterr()
+    words = [str(finished), "--checkpoint", "best", "--episodes", "2", "--seed", "10000"]
+    assert evaluate.main(words) == 0
+    assert table(capsys)["return"].startswith(f"{best:.2f} ±")
+
+
+def test_video_shows_one_episode(dqn_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(dqn_run), "--episodes", "1", "--video"]) == 0
+    (film,) = dqn_run.glob("*.mp4")
+    assert str(film) in capsys.readouterr().out
+    frames = iio.imread(film)
+    assert len(frames) >= 8
+    assert frames.shape[1:] == (400, 600, 3)
+
+
+@pytest.mark.parametrize(
+    ("frame", "shape"),
+    [
+        (np.zeros((400, 600, 3), np.uint8), (400, 600, 3)),
+        (np.zeros((211, 161, 3), np.uint8), (210, 160, 3)),
+        (np.ones((10, 10, 3)), (130, 130, 3)),
+    ],
+)
+def test_pictures_suit_the_codec(frame: np.ndarray, shape: tuple[int, ...]) -> None:
+    picture = as_picture(frame)
+    assert picture.dtype == np.uint8
+    assert picture.shape == shape
+    assert picture.max() == (255 if frame.any() else 0)
+
+
+def copy_config(source: Path, target: Path) -> None:
+    (target / "config.yaml").write_text((source / "config.yaml").read_text())
+
+
+def test_missing_parts_are_named(dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in [
+        ([], "which run?"),
+        ([str(tmp_path / "none")], "there is no run folder"),
+        ([str(tmp_path)], "config.yaml"),
+        ([str(dqn_run), "--checkpoint", "bets"], "did you mean 'best'"),
+        ([str(dqn_run), "--episodes", "0"], "episodes is 0"),
+        ([str(dqn_run), "--episode", "3"], "did you mean '--episodes'"),
+    ]:
+        assert evaluate.main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    copy_config(dqn_run, tmp_path)
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert "there is no model.zip" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_model_is_an_error(dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy_config(dqn_run, tmp_path)
+    (tmp_path / "model.zip").write_bytes(b"not a zip file")
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert "does not hold a model" in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_an_error(
+    dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (dqn_run / "config.yaml").read_text().replace("- 256\n- 256", "- 32")
+    (tmp_path / "config.yaml").write_text(settings)
+    (tmp_path / "model.zip").write_bytes((dqn_run / "model.zip").read_bytes())
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert "does not hold a model that fits" in capsys.readouterr().err
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_nothing_in_a_saved_model_is_executed(
+    dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_config(dqn_run, tmp_path)
+    marker = tmp_path / "executed"
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("data", pickle.dumps(Payload(marker)))
+        archive.writestr("policy.pth", pickle.dumps(Payload(marker), protocol=2))
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert not marker.exists()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(flag in output for flag in ("--run-dir", "--episodes", "--checkpoint", "--video", "--seed"))

@@ -1,0 +1,255 @@
+"""The train command, from its words to the run folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+import yaml
+from stable_baselines3.common.save_util import load_from_zip_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from agents.config import TrainConfig
+from agents.evaluation import Evaluation
+from agents.provenance import commit
+from agents.registry import AGENTS
+from agents.runs import RunFolder
+from agents.runs import train as train_run
+from envs import ChainEnv, make_env
+
+RESULT_KEYS = [
+    "agent",
+    "env",
+    "seed",
+    "total_timesteps",
+    "eval_timesteps",
+    "eval_mean_returns",
+    "final_mean_return",
+    "final_std_return",
+    "best_mean_return",
+    "wall_seconds",
+    "train_seconds",
+    "versions",
+    "commit",
+]
+QUICK = ["--env", "Chain-v0", "--total-timesteps", "100", "--learning-starts", "20", "--no-progress-bar"]
+QUICK += ["--n-eval-episodes", "2", "--n-final-eval-episodes", "3"]
+
+
+class NanRewardEnv(ChainEnv):
+    """Every reward is not a number."""
+
+    def step(self, action):  # type: ignore[no-untyped-def]
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float("nan"), terminated, truncated, info
+
+
+gym.register("NanReward-v0", entry_point=NanRewardEnv, max_episode_steps=20, disable_env_checker=True)
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return load_from_zip_file(file, load_data=False)[1]["policy"]
+
+
+def run(folder: Path, *words: str) -> int:
+    return train.main([*QUICK, "--run-dir", str(folder), *words])
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--agent", agent, "--seed", "3") == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result) == RESULT_KEYS
+    assert [result[key] for key in RESULT_KEYS[:4]] == [agent, "Chain-v0", 3, 100]
+    assert result["eval_timesteps"] == list(range(10, 101, 10))
+    assert len(result["eval_mean_returns"]) == 10
+    assert result["best_mean_return"] == max(result["eval_mean_returns"])
+    assert 0.0 < result["train_seconds"] < result["wall_seconds"]
+    expected = {"python", "torch", "stable_baselines3", "gymnasium", "numpy", "sparse_kernel_rl"}
+    assert set(result["versions"]) == expected
+    names = {file.name.split(".")[0] for file in tmp_path.iterdir()}
+    assert names == {"config", "model", "best_model", "events", "result"}
+    output = capsys.readouterr().out
+    assert f"{agent} on Chain-v0, seed 3" in output
+    assert f"tensorboard --logdir {tmp_path}" in output
+    assert str(result["final_mean_return"])[:3] in output
+
+
+def test_saved_settings_repeat_the_run(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(first, "--agent", "ddqn", "--gamma", "0.8", "--seed", "4") == 0
+    assert train.main(["--config", str(first / "config.yaml"), "--run-dir", str(second)]) == 0
+    one, two = weights(first / "model.zip"), weights(second / "model.zip")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    settings = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
+    assert [values.pop("run_dir") for values in settings] == [str(first), str(second)]
+    assert settings[0] == settings[1]
+
+
+@pytest.mark.parametrize("agent", ["dqn", "kernel_ddqn"])
+def test_evaluations_do_not_touch_training(agent: str, tmp_path: Path) -> None:
+    words = ["--agent", agent, "--target-update-interval", "10"]
+    words += ["--kernel.refresh-interval", "20"] if agent == "kernel_ddqn" else []
+    for count in ("1", "7"):
+        assert run(tmp_path / count, *words, "--n-evaluations", count) == 0
+    one, many = weights(tmp_path / "1" / "model.zip"), weights(tmp_path / "7" / "model.zip")
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_every_evaluation_writes_the_scalars_of_training(tmp_path: Path) -> None:
+    words = ["--agent", "kernel_ddqn", "--target-update-interval", "10", "--kernel.refresh-interval", "20"]
+    assert run(tmp_path, *words, "--n-evaluations", "4") == 0
+    events = EventAccumulator(str(tmp_path)).Reload()
+    expected = {"eval/mean_reward", "eval/mean_ep_length", "train/loss", "train/q_mean", "kernel/supports"}
+    assert expected <= set(events.Tags()["scalars"])
+    assert {event.step for event in events.Scalars("eval/mean_reward")} == {25, 50, 75, 100}
+
+
+def test_best_model_is_the_one_of_the_best_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([1.0, 3.0, 2.0, 0.5])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def scored(model, env, episodes, seed):  # type: ignore[no-untyped-def]
+        seen.append({name: value.clone() for name, value in model.policy.state_dict().items()})
+        return Evaluation([next(scores)], [1])
+
+    for module in ("agents.evaluation", "agents.runs"):
+        monkeypatch.setattr(f"{module}.evaluate_greedily", scored)
+    assert run(tmp_path, "--agent", "ddqn", "--n-evaluations", "3") == 0
+    best, final = weights(tmp_path / "best_model.zip"), weights(tmp_path / "model.zip")
+    assert all(torch.equal(best[name], seen[1][name]) for name in best)
+    assert all(torch.equal(final[name], seen[3][name]) for name in final)
+    assert not all(torch.equal(best[name], final[name]) for name in best)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["best_mean_return"], result["final_mean_return"]) == (3.0, 0.5)
+
+
+def test_finished_run_needs_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--agent", "dqn") == 0
+    before = (tmp_path / "result.json").read_bytes()
+    assert run(tmp_path, "--agent", "dqn", "--seed", "1") == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "result.json").read_bytes() == before
+    assert run(tmp_path, "--agent", "dqn", "--seed", "1", "--force") == 0
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
+    assert len(list(tmp_path.glob("events.*"))) == 1
+
+
+def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path, "--agent", "dqn") == 0
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.runs.evaluate_greedily", interrupted)
+        assert run(tmp_path, "--agent", "dqn", "--force") == 130
+    assert not (tmp_path / "result.json").exists()
+    assert run(tmp_path, "--agent", "dqn") == 0
+
+
+def test_run_that_can_learn_nothing_stops_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--agent", "ddqn", "--env", "NanReward-v0", "--total-timesteps", "400", "--n-evaluations", "1"]
+    words += ["--learning-starts", "20", "--no-progress-bar", "--run-dir", str(tmp_path)]
+    assert train.main(words) == 1
+    error = capsys.readouterr().err
+    assert "NanReward-v0" in error
+    assert "step" in error
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_folder_is_made_of_agent_environment_and_seed() -> None:
+    config = TrainConfig(agent="ddqn", env="ALE/Pong-v5", seed=3)
+    assert RunFolder.of(config).path == Path("runs/ddqn/ALE/Pong-v5/seed3")
+
+
+def test_result_with_several_environments_overshoots_no_evaluation(tmp_path: Path) -> None:
+    config = TrainConfig(
+        agent="ddqn",
+        env="Chain-v0",
+        run_dir=str(tmp_path),
+        n_envs=3,
+        total_timesteps=50,
+        n_evaluations=4,
+        learning_starts=10,
+        progress_bar=False,
+    )
+    env, eval_env = make_env("Chain-v0", n_envs=3, seed=0), make_env("Chain-v0", evaluation=True)
+    reported: list[int] = []
+    result = train_run(config, env, eval_env, lambda step, evaluation: reported.append(step))
+    assert result.eval_timesteps == reported == [15, 27, 39, 51]
+    env.close()
+    eval_env.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--agent", "kernel_dqn"], "did you mean 'kernel_ddqn'"),
+        (["--env", "CartPoel-v1"], "did you mean 'CartPole-v1'"),
+        (["--env", "Pendulum-v1"], "SAC or TD3"),
+        (["--learning-rte", "1"], "did you mean '--learning-rate'"),
+        (["--seed", "one"], "seed is 'one'"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*words, "--run-dir", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    assert run(file) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+def test_help_lists_every_setting_with_its_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help", "--agent", "knn_ddqn", "--env", "ALE/Pong-v5"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    for flag in ("--total-timesteps", "--learning-rate", "--kernel.refresh-interval", "--force", "--net-arch"):
+        assert flag in output
+    assert "Discount factor per environment step. (default: 0.99)" in output
+    assert "(default: averaging)" in output
+
+
+def test_the_script_itself_with_its_progress_bar(tmp_path: Path) -> None:
+    words = [word for word in QUICK if word != "--no-progress-bar"]
+    command = [sys.executable, train.__file__, *words, "--agent", "dqn", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "100/100" in done.stdout
+    assert done.stdout.count("return") >= 10
+    failed = subprocess.run([*command, "--gama", "1"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+
+
+def test_commit_of_a_checkout(tmp_path: Path) -> None:
+    assert commit(tmp_path) is None
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    clean = commit(tmp_path)
+    assert clean is not None
+    assert len(clean) == 40
+    (tmp_path / "new").write_text("")
+    assert commit(tmp_path) == f"{clean}-dirty"
+    (tmp_path / "inside").mkdir()
+    assert commit(tmp_path / "inside") is None
