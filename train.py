@@ -15,15 +15,15 @@ except ImportError as error:
 
 from gymnasium.error import DependencyNotInstalled
 
-from agents.command_line import print_help, split_flags
 from agents.common.nonfinite import NonFiniteError
-from agents.config import QLearningConfig
-from agents.evaluation import evaluation_copies
-from agents.registry import find_agent
-from agents.report import report_evaluation, show_training
-from agents.runs import RunFolder, train
-from agents.schema import ConfigError
-from agents.settings import resolve
+from agents.training.command_line import print_help, split_flags
+from agents.training.config import QLearningConfig
+from agents.training.evaluation import evaluation_copies
+from agents.training.registry import find_agent
+from agents.training.report import report_evaluation, show_training
+from agents.training.runs import RunFolder, train
+from agents.training.schema import ConfigError
+from agents.training.settings import resolve
 from envs import UnknownEnvironmentError, make_env
 
 HELP = ("-h", "--help")

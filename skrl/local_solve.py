@@ -108,7 +108,7 @@ def factorise(
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2)
     gram = torch.where(pairs, kernel(block_distances(points) / lengthscale), 0.0)
     # A missing neighbour keeps a one on the diagonal: its row is decoupled and its weight is exactly zero.
-    gram = gram + torch.diag_embed(torch.where(mask, ridge, 1.0).to(gram.dtype))
+    gram = gram + torch.diag_embed(torch.where(mask, ridge * torch.ones_like(cross), 1.0))
     factor, jittered, failed = _cholesky_with_jitter(gram)
     failed = failed | ~cross.isfinite().all(-1)
     return LocalSystem(factor, torch.where(failed.unsqueeze(-1), 0.0, cross), mask, jittered, failed)

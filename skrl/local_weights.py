@@ -109,4 +109,6 @@ def _compiled_chunk(
     variance = np.empty((sets, rows), dtype)
     jittered, failed = np.empty((2, sets, rows), np.bool_)
     compiled.solve_blocks(values.numpy(), counts, ridge, np.array(JITTERS, dtype), weights, variance, jittered, failed)
+    # No score of such a query is below +∞, so the loops saw a query without neighbours.
+    failed |= ~queries.isfinite().all(-1).numpy()
     return LocalWeights(*map(torch.from_numpy, (indices, weights, variance, jittered, failed)))

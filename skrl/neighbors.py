@@ -110,7 +110,7 @@ def smallest(
     """
     points = scores.shape[-1]
     groups = points // GROUP_SIZE
-    if groups < 2 * k:
+    if groups < 2 * k or groups == 0:
         values, positions = torch.topk(scores, k, dim=-1, largest=False, sorted=True)
         return values, positions
     body = groups * GROUP_SIZE

@@ -147,8 +147,9 @@ class SparseKernel(nn.Module):
         """Closed-form leave-one-out errors of the neighbours of every query, [B, k, c]."""
         self._check_queries(queries)
         neighbors = self.search(queries, self.features, self.k)
-        residuals = self._residuals()
-        return self._system(neighbors).leave_one_out(gather_points(residuals, neighbors.indices))
+        system = self._system(neighbors)
+        residuals = gather_points(self._residuals(), neighbors.indices).to(system.factor.dtype)
+        return system.leave_one_out(residuals).to(queries.dtype)
 
     def extra_repr(self) -> str:
         """Settings that ``print(module)`` shows."""

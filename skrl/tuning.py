@@ -24,6 +24,8 @@ def median_neighbor_distance(neighbors: Neighbors) -> Float[Tensor, ""]:
     Returns:
         A positive scalar in the units of the features.
     """
+    if neighbors.mask.shape[-1] == 0:
+        return neighbors.distances.new_ones(())
     farthest = torch.where(neighbors.mask, neighbors.distances, 0.0).amax(-1).flatten()
     positive = farthest > 0
     # nanmedian ignores the rows without a neighbour and stays on the device.

@@ -88,7 +88,7 @@ class ValueHead(nn.Module, ABC):
         Returns:
             Slots, weights and variance, actions first.
         """
-        local = self.weigh(queries.expand(self.memory.sets, *queries.shape))
+        local = self.weigh(queries.to(self.memory.features.dtype).expand(self.memory.sets, *queries.shape))
         self.fallbacks += local.failed.sum()
         self.jitters += local.jittered.sum()
         return local

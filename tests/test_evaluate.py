@@ -13,7 +13,7 @@ import pytest
 
 import evaluate
 import train
-from agents.video import as_picture
+from agents.training.video import as_picture
 
 QUICK = ["--env", "CartPole-v1", "--total-timesteps", "200", "--learning-starts", "50", "--no-progress-bar"]
 QUICK += ["--n-evaluations", "2", "--n-eval-episodes", "2"]

@@ -15,12 +15,12 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from agents.config import TrainConfig
-from agents.evaluation import Evaluation
-from agents.provenance import commit
-from agents.registry import AGENTS
-from agents.runs import RunFolder
-from agents.runs import train as train_run
+from agents.training.config import TrainConfig
+from agents.training.evaluation import Evaluation
+from agents.training.provenance import commit
+from agents.training.registry import AGENTS
+from agents.training.runs import RunFolder
+from agents.training.runs import train as train_run
 from envs import ChainEnv, make_env
 
 RESULT_KEYS = [
@@ -119,7 +119,7 @@ def test_best_model_is_the_one_of_the_best_evaluation(tmp_path: Path, monkeypatc
         seen.append({name: value.clone() for name, value in model.policy.state_dict().items()})
         return Evaluation([next(scores)], [1])
 
-    for module in ("agents.evaluation", "agents.runs"):
+    for module in ("agents.training.evaluation", "agents.training.runs"):
         monkeypatch.setattr(f"{module}.evaluate_greedily", scored)
     assert run(tmp_path, "--agent", "ddqn", "--n-evaluations", "3") == 0
     best, final = weights(tmp_path / "best_model.zip"), weights(tmp_path / "model.zip")
@@ -150,7 +150,7 @@ def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("agents.runs.evaluate_greedily", interrupted)
+        patch.setattr("agents.training.runs.evaluate_greedily", interrupted)
         assert run(tmp_path, "--agent", "dqn", "--force") == 130
     assert not (tmp_path / "result.json").exists()
     assert run(tmp_path, "--agent", "dqn") == 0

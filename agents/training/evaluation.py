@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
-from agents.config import RunConfig
+from agents.training.config import RunConfig
 
 PERIODIC_SEED_OFFSET = 10_000
 FINAL_SEED_OFFSET = 20_000

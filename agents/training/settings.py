@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from agents.command_line import Flags, nest_flags
-from agents.config import QLearningConfig, RunConfig
-from agents.registry import AGENTS, AgentSpec, check_config, find_agent
-from agents.schema import (
+from agents.training.command_line import Flags, nest_flags
+from agents.training.config import QLearningConfig, RunConfig
+from agents.training.registry import AGENTS, AgentSpec, check_config, find_agent
+from agents.training.schema import (
     ConfigError,
     UnknownSettingError,
     Values,

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from agents.evaluation import Evaluation
-from agents.runs import RunFolder, RunResult
+from agents.training.evaluation import Evaluation
+from agents.training.runs import RunFolder, RunResult
 
 
 def report_evaluation(step: int, evaluation: Evaluation) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.command_line import split_flags
-from agents.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
-from agents.registry import AGENTS
-from agents.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
-from agents.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
+from agents.training.command_line import split_flags
+from agents.training.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
+from agents.training.registry import AGENTS
+from agents.training.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
+from agents.training.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
 
 ENVIRONMENTS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "ALE/Pong-v5", "Other-v0")
 

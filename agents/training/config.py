@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from agents.kernel_ddqn.kernel_config import KernelConfig
-from agents.schema import CommandLineOnly, ConfigError, Range, coerce_mapping
+from agents.training.schema import CommandLineOnly, ConfigError, Range, coerce_mapping
 
 __all__ = ["ConfigError", "KernelConfig", "KernelQConfig", "KernelTrainConfig", "QLearningConfig", "RunConfig"]
 __all__ += ["TrainConfig"]

@@ -1,0 +1,40 @@
+"""The shape checker itself, and life without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jaxtyping
+import pytest
+import torch
+
+from skrl import sparse_kernel
+
+WITHOUT_EXTRAS = """
+import sys
+sys.modules["jaxtyping"] = sys.modules["numba"] = None
+import torch
+import skrl
+head = skrl.ResidualHead(actions=1, capacity=2, feature_dim=1, k=2, ridge=1.0)
+head.memory.write(torch.zeros(1, 2, 1), torch.tensor([1]), torch.ones(1, 2, 1))
+assert head.correction(torch.zeros(1, 1)).tolist() == [[0.5]]
+assert skrl.sparse_kernel(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1), ridge=1.0).mean.tolist() == [[0.5]]
+foreign = {"stable_baselines3", "gymnasium", "agents", "envs"} & set(sys.modules)
+assert not foreign, foreign
+"""
+
+
+def test_a_wrong_shape_fails_in_tests() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        sparse_kernel(torch.zeros(1, 2), torch.zeros(4, 3), torch.zeros(4, 1))
+
+
+def test_a_wrong_dtype_fails_in_tests() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        sparse_kernel(torch.zeros(1, 2), torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.long))
+
+
+def test_core_needs_torch_alone() -> None:
+    outcome = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
