@@ -110,6 +110,28 @@ def nearest_blocks(
 
 
 @_compile
+def read_blocks(indices: Array, weights: Array, residuals: Array, corrections: Array) -> None:
+    """Weighted residuals of the neighbours, kept between the smallest and the largest of them and zero.
+
+    Args:
+        indices: positions in each set, [S, B, k].
+        weights: [S, B, k].
+        residuals: [S, M].
+        corrections: receives the result, [S, B].
+    """
+    sets, rows, k = weights.shape
+    for s in range(sets):
+        for b in range(rows):
+            low = high = total = residuals[s, 0] * 0
+            for i in range(k):
+                residual = residuals[s, indices[s, b, i]]
+                total += weights[s, b, i] * residual
+                low = min(low, residual)
+                high = max(high, residual)
+            corrections[s, b] = min(max(total, low), high)
+
+
+@_compile
 def _cholesky(values: Array, first: int, count: int, diagonal: float, factor: Array) -> bool:
     """Factor the local system whose kernel values start at ``first``; false when it is not positive definite."""
     at = first

@@ -20,9 +20,9 @@ def safe_sqrt(squared: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     Returns:
         Square roots, same shape.
     """
-    positive = squared > 0
-    root = torch.where(positive, squared, 1.0).sqrt()
-    return torch.where(positive, root, 0.0)
+    zero = squared == 0
+    root = torch.where(zero, 1.0, squared).sqrt()
+    return torch.where(zero, 0.0, root)
 
 
 def cross_distances(
@@ -59,7 +59,7 @@ def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tens
     sums = norms.unsqueeze(-1) + norms.unsqueeze(-2)
     squared = sums - 2.0 * products
     noise = (4.0 * torch.finfo(points.dtype).eps) * sums.detach()
-    return safe_sqrt(torch.where(squared > noise, squared, 0.0))
+    return safe_sqrt(torch.where(squared <= noise, 0.0, squared))
 
 
 def ranking_scores(

@@ -80,6 +80,34 @@ def ridge_weights(
     return LocalWeights(neighbors.indices, weights, system.variance(weights), system.jittered, system.failed)
 
 
+def bounded_correction(
+    indices: Int[Tensor, "sets queries neighbors"],
+    weights: Float[Tensor, "sets queries neighbors"],
+    residuals: Float[Tensor, "sets points"],
+) -> Float[Tensor, "sets queries"]:
+    """Weighted residuals, kept between the smallest and the largest of the neighbours' residuals and zero.
+
+    Ridge weights may be negative or sum to more than one; the bound makes a repeated backup through them unable to
+    diverge.
+
+    Args:
+        indices: neighbours as positions in their set, [S, B, k].
+        weights: of the same neighbours, [S, B, k].
+        residuals: of every support, [S, M].
+
+    Returns:
+        Corrections, [S, B].
+    """
+    if _compiles(weights, residuals, residuals):
+        corrections = weights.new_empty(weights.shape[:2])
+        compiled.read_blocks(indices.numpy(), weights.numpy(), residuals.numpy(), corrections.numpy())
+        return corrections
+    local = residuals.gather(1, indices.flatten(1).long()).view_as(weights)
+    low, high = torch.aminmax(local, dim=-1)
+    total = (weights * local).sum(-1)
+    return torch.minimum(torch.maximum(total, low.clamp(max=0.0)), high.clamp(min=0.0))
+
+
 def _compiles(queries: Tensor, features: Tensor, lengthscale: Tensor) -> bool:
     wants_gradient = queries.requires_grad or features.requires_grad or lengthscale.requires_grad
     plain = queries.device.type == "cpu" and queries.dtype in (torch.float32, torch.float64)

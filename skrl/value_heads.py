@@ -13,30 +13,10 @@ from torch import nn
 
 from skrl.kernels import Kernel, make_kernel
 from skrl.local_solve import averaging_weights
-from skrl.local_weights import LocalWeights, ridge_weights
+from skrl.local_weights import LocalWeights, bounded_correction, ridge_weights
 from skrl.memory import SupportMemory
-from skrl.neighbors import ExactSearch, NeighborSearch, gather_points
+from skrl.neighbors import ExactSearch, NeighborSearch
 from skrl.shapes import Float, Tensor
-
-
-def bounded_correction(
-    weights: Float[Tensor, "*batch neighbors"], residuals: Float[Tensor, "*batch neighbors"]
-) -> Float[Tensor, "*batch"]:
-    """Weighted residuals, kept between the smallest and the largest of the neighbours' residuals and zero.
-
-    Ridge weights may be negative or sum to more than one; the bound makes a repeated backup through them unable to
-    diverge.
-
-    Args:
-        weights: [*batch, k].
-        residuals: of the same neighbours, [*batch, k].
-
-    Returns:
-        Corrections, [*batch].
-    """
-    raw = (weights * residuals).sum(-1)
-    low, high = torch.aminmax(residuals, dim=-1)
-    return torch.minimum(torch.maximum(raw, low.clamp(max=0.0)), high.clamp(min=0.0))
 
 
 class ValueHead(nn.Module, ABC):
@@ -99,8 +79,7 @@ class ValueHead(nn.Module, ABC):
 
     def read(self, local: LocalWeights) -> Float[Tensor, "actions queries"]:
         """Corrections by the present targets through known weights, [A, B]."""
-        residuals = gather_points(self.memory.targets, local.indices).squeeze(-1)
-        return bounded_correction(local.weights, residuals)
+        return bounded_correction(local.indices, local.weights, self.memory.targets.squeeze(-1))
 
     def forward(
         self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]

@@ -57,6 +57,8 @@ def test_best_checkpoint_seed_and_episodes(finished: Path, capsys: pytest.Captur
     assert table(capsys)["return"].startswith(f"{best:.2f} ±")
 
 
+# moviepy leaves the pipe to its encoder to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_video_shows_one_episode(dqn_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(dqn_run), "--episodes", "1", "--video"]) == 0
     (film,) = dqn_run.glob("*.mp4")

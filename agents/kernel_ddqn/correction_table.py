@@ -8,8 +8,9 @@ import torch
 
 from agents.common.replay_view import ReplayView, Slots
 from agents.kernel_ddqn.features import ObservationFeatures
+from skrl.local_weights import bounded_correction
 from skrl.shapes import Float, Tensor
-from skrl.value_heads import ValueHead, bounded_correction
+from skrl.value_heads import ValueHead
 
 CHUNK = 2048
 """Next states whose local systems are solved at once."""
@@ -38,7 +39,6 @@ class CorrectionTable:
         self.weights = torch.zeros(sets, 0, k, device=device)
         self.corrections = torch.zeros(sets, 0, device=device)
         self._row = 0
-        self._offsets = (torch.arange(sets, device=device) * head.memory.capacity).view(-1, 1, 1)
 
     @torch.no_grad()
     def read_features(self) -> tuple[Slots, npt.NDArray[np.bool_]]:
@@ -64,16 +64,15 @@ class CorrectionTable:
         total = torch.zeros((), device=self.weights.device)
         for rows in torch.split(torch.from_numpy(slots), CHUNK):
             local = self.head.localise(self.feature_map.standardise(self.raw_next[rows]))
-            self.indices[:, rows] = (local.indices + self._offsets).int()
+            self.indices[:, rows] = local.indices.int()
             self.weights[:, rows] = local.weights
             total += local.variance.sum()
         return total / max(1, len(slots) * self.head.memory.sets)
 
     @torch.no_grad()
-    def read_corrections(self, residuals: Float[Tensor, " supports"]) -> None:
-        """Renew the correction of every next state from new residuals, [A · C]."""
-        neighbors = residuals.index_select(0, self.indices.reshape(-1)).view_as(self.weights)
-        self.corrections = bounded_correction(self.weights, neighbors)
+    def read_corrections(self) -> None:
+        """Renew the correction of every next state from the head's present targets."""
+        self.corrections = bounded_correction(self.indices, self.weights, self.head.memory.targets.squeeze(-1))
 
     @torch.no_grad()
     def extend(self) -> None:
@@ -84,9 +83,8 @@ class CorrectionTable:
         self._read_raw(slots)
         self.localise(slots)
         rows = torch.from_numpy(slots)
-        residuals = self.head.memory.targets.reshape(-1)
-        neighbors = residuals[self.indices[:, rows].long()]
-        self.corrections[:, rows] = bounded_correction(self.weights[:, rows], neighbors)
+        residuals = self.head.memory.targets.squeeze(-1)
+        self.corrections[:, rows] = bounded_correction(self.indices[:, rows], self.weights[:, rows], residuals)
 
     def lookup(self, slots: Slots) -> Float[Tensor, "batch actions"]:
         """Corrections of the next states of given slots, [B, A]; zero for slots never served."""

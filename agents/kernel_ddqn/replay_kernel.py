@@ -14,10 +14,11 @@ from agents.common.replay_view import ReplayView, Slots
 from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.policies import KernelQNetwork
+from skrl.local_weights import bounded_correction
 from skrl.memory import newest_and_uniform
 from skrl.shapes import Float, Tensor
 from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
-from skrl.value_heads import NetworkFreeHead, bounded_correction
+from skrl.value_heads import NetworkFreeHead
 
 CHUNK = 1024
 """Observations that one forward pass of a refresh holds at once."""
@@ -37,7 +38,7 @@ class Supports(NamedTuple):
         discounts: γʰ or zero, [m].
         next_observations: where they lead, [m, ...].
         slots: where they begin in the replay buffer, [m].
-        indices: neighbours of the next observations, as positions in [0, m), [A, m, k].
+        indices: neighbours of the next observations, as positions in their action's set, [A, m, k].
         weights: their weights, [A, m, k].
         next_corrections: R(s', ·) that a network-free backup starts from, [A, m].
     """
@@ -133,7 +134,7 @@ class ReplayKernel:
     @torch.no_grad()
     def rebase(self) -> None:
         """Residuals of the supports against the present target network, after ``sweeps`` backups through the kernel."""
-        supports = self.supports
+        supports, memory = self.supports, self.head.memory
         if supports is None:
             return
         present = self._prior_means(self.q_net_target, supports.observations)
@@ -148,10 +149,10 @@ class ReplayKernel:
             )
             residuals = improved - present
             residuals = torch.where(supports.filled & residuals.isfinite(), residuals, 0.0)
-            corrections = bounded_correction(supports.weights, residuals[supports.indices])
+            corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
         self.supports = supports._replace(next_corrections=corrections)
-        self.head.memory.write_targets(residuals.view_as(self.head.memory.targets))
-        self.table.read_corrections(residuals)
+        memory.write_targets(residuals.view_as(memory.targets))
+        self.table.read_corrections()
         self.q_net_target.copy_kernel(self.q_net)
         filled = supports.filled
         changed = (evaluating.argmax(1) != (evaluating + corrections.mT).argmax(1)) & filled
@@ -215,7 +216,7 @@ class ReplayKernel:
             discounts=torch.from_numpy(steps.discounts).to(device),
             next_observations=self.view.next_observations(steps.last_slots),
             slots=chosen,
-            indices=self.table.indices[:, last].long(),
+            indices=self.table.indices[:, last],
             weights=self.table.weights[:, last],
             next_corrections=known,
         )

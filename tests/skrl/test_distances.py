@@ -25,6 +25,15 @@ def test_safe_sqrt_values_and_gradients() -> None:
     torch.testing.assert_close(squared.grad, torch.tensor([0.0, 1 / 4, 1 / 6]))
 
 
+def test_what_is_not_a_number_does_not_become_zero() -> None:
+    """Zero would claim that the two points coincide."""
+    assert safe_sqrt(torch.tensor([float("nan"), float("inf")])).isfinite().tolist() == [False, False]
+    assert cross_distances(torch.tensor([[float("nan")]]), torch.zeros(1, 2, 1)).isnan().all()
+    assert block_distances(torch.tensor([[float("nan")], [0.0]])).isnan().all()
+    overflowing = block_distances(torch.tensor([[0.0], [1e30]]))
+    assert overflowing.diagonal().isnan().all()  # no solve can mistake such a block for a valid one
+
+
 def test_cross_distances_by_hand() -> None:
     query = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     points = torch.tensor([[[4.0, 5.0], [1.0, 1.0]], [[0.0, -2.0], [5.0, 12.0]]])
