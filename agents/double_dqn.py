@@ -118,7 +118,7 @@ class DoubleDQN(DQN):
         explored = self.rng.random(count) < self.exploration_rate
         actions = self.rng.integers(self.action_space.n, size=count)
         if not explored.all():
-            greedy, state = self.policy.predict(observation, state, episode_start, deterministic=True)
+            greedy, state = self.policy.predict(observation, state, episode_start, deterministic=False)
             actions = np.where(explored, actions, greedy)
         return (actions if vectorised else actions[0]), state
 

@@ -33,6 +33,7 @@ class ValueHead(nn.Module, ABC):
     """
 
     lengthscale: Tensor
+    amplitude: Tensor
     fallbacks: Tensor
     jitters: Tensor
 
@@ -52,6 +53,7 @@ class ValueHead(nn.Module, ABC):
         self.kernel, self.k, self.ridge = make_kernel(kernel), min(k, capacity), ridge
         self.search = search or ExactSearch()
         self.register_buffer("lengthscale", torch.ones(()))
+        self.register_buffer("amplitude", torch.zeros(()))
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.long), persistent=False)
         self.register_buffer("jitters", torch.zeros((), dtype=torch.long), persistent=False)
 
@@ -80,6 +82,30 @@ class ValueHead(nn.Module, ABC):
     def read(self, local: LocalWeights) -> Float[Tensor, "actions queries"]:
         """Corrections by the present targets through known weights, [A, B]."""
         return bounded_correction(local.indices, local.weights, self.memory.targets.squeeze(-1))
+
+    @torch.no_grad()
+    def write_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
+        """Renew the residuals of all supports, [A, C], and the amplitude, their root mean square."""
+        self.memory.write_targets(residuals.unsqueeze(-1))
+        count = self.memory.sizes.sum().clamp(min=1)
+        self.amplitude.copy_((self.memory.targets.square().sum() / count).sqrt())
+
+    def optimistic(
+        self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"], bonus: float
+    ) -> Float[Tensor, "queries actions"]:
+        """Upper confidence bounds m + R + bonus · amplitude · σ, [B, A]; m alone where the memory is empty.
+
+        N. Srinivas et al., *Gaussian Process Optimization in the Bandit Setting*, 2010, with the residuals' root mean
+        square as the prior standard deviation.
+
+        Args:
+            queries: [B, d].
+            prior_mean: the network's action values at the queries, [B, A].
+            bonus: posterior standard deviations to add.
+        """
+        local = self.localise(queries)
+        bounds = self.read(local) + (bonus * self.amplitude) * local.variance.sqrt()
+        return prior_mean + bounds.mT.to(prior_mean.dtype)
 
     def forward(
         self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]

@@ -41,6 +41,9 @@ class KernelConfig:
     newest_fraction: float = 0.5
     """Share of the supports that are the newest transitions; the rest is drawn uniformly from the buffer."""
 
+    exploration_bonus: float = 1.0
+    """Posterior standard deviations added to the values when exploring; 0 leaves exploration to ε alone."""
+
     projection_dim: int = 64
     """Observations with more entries than this are mapped to this many by a fixed random projection."""
 
@@ -52,6 +55,7 @@ class KernelConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.ridge > 0.0, "ridge", self.ridge, "positive")
         _require(self.lengthscale_factor > 0.0, "lengthscale_factor", self.lengthscale_factor, "positive")
+        _require(self.exploration_bonus >= 0.0, "exploration_bonus", self.exploration_bonus, "at least 0")
         _require(0.0 <= self.newest_fraction <= 1.0, "newest_fraction", self.newest_fraction, "between 0 and 1")
 
     @classmethod

@@ -55,6 +55,10 @@ class KernelQNetwork(QNetwork):
         q_values = self.prior_mean(obs)
         return q_values if self.training else cast(Tensor, self.head(self.feature_map(obs), q_values))
 
+    def optimistic(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        """Action values plus the exploration bonus, which is large for actions unlike all remembered ones, [B, A]."""
+        return self.head.optimistic(self.feature_map(obs), self.prior_mean(obs), self.kernel.exploration_bonus)
+
     @torch.no_grad()
     def copy_kernel(self, other: KernelQNetwork) -> None:
         """Take over the other network's supports and feature statistics; SB3's target update copies neither."""
@@ -101,6 +105,12 @@ class KernelDQNPolicy(DQNPolicy):
         """One network with its head."""
         arguments = self._update_features_extractor(self.net_args, features_extractor=None)
         return KernelQNetwork(kernel=self.kernel, **arguments).to(self.device)
+
+    def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
+        """Greedy actions, [B]; by optimistic values when exploring."""
+        if deterministic or self.kernel.exploration_bonus == 0.0:
+            return super()._predict(obs, deterministic=deterministic)
+        return self.q_net.optimistic(obs).argmax(dim=1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "kernel": asdict(self.kernel)}

@@ -151,7 +151,7 @@ class ReplayKernel:
             residuals = torch.where(supports.filled & residuals.isfinite(), residuals, 0.0)
             corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
         self.supports = supports._replace(next_corrections=corrections)
-        memory.write_targets(residuals.view_as(memory.targets))
+        self.head.write_targets(residuals.view(memory.mask.shape))
         self.table.read_corrections()
         self.q_net_target.copy_kernel(self.q_net)
         filled = supports.filled

@@ -33,7 +33,9 @@ def test_make_kernel_passes_a_kernel_through() -> None:
     assert make_kernel(kernel) is kernel
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("matern3", "matern32"), ("Gausian", "gaussian"), ("laplacian", "laplace")])
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("matern3", "matern32"), ("Gausian", "gaussian"), ("laplacian", "laplace")]
+)
 def test_unknown_name_suggests_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"unknown kernel '{wrong}'; did you mean '{near}'"):
         make_kernel(wrong)

@@ -1,4 +1,4 @@
-"""Local systems against explicit dense solves: weights, variance, leave-one-out errors, and what happens to bad ones."""
+"""Local systems against explicit dense solves: weights, variance, leave-one-out errors, and bad systems."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from torch import Tensor
 import skrl.local_weights
 from skrl import compiled
 from skrl.kernels import KERNELS, Kernel, Matern32, make_kernel
-from skrl.local_weights import LocalWeights, ridge_weights
+from skrl.local_weights import LocalWeights, bounded_correction, ridge_weights
 from skrl.memory import SupportMemory
 from skrl.neighbors import ExactSearch
 
+both_paths = pytest.mark.parametrize("plain", [False, True], ids=["compiled", "torch"])
 needs_numba = pytest.mark.skipif(not compiled.AVAILABLE, reason="numba is not installed")
 
 
@@ -80,7 +81,10 @@ def test_both_paths_agree(
 @needs_numba
 def test_both_paths_repair_the_same_singular_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     supports = memory(4, [4, 4])
-    supports.write(torch.tensor([[[0.0], [0.0], [50.0], [53.0]], [[0.0], [1.0], [50.0], [50.0]]]).double().expand(2, 4, 3), supports.sizes)
+    supports.write(
+        torch.tensor([[[0.0], [0.0], [50.0], [53.0]], [[0.0], [1.0], [50.0], [50.0]]]).double().expand(2, 4, 3),
+        supports.sizes,
+    )
     queries = torch.tensor([[0.1], [51.0]], dtype=torch.float64).expand(2, 3)
     fast, plain = read(queries, supports, 2, ridge=0.0), in_plain_torch(monkeypatch, queries, supports, 2, ridge=0.0)
     assert fast.jittered.tolist() == plain.jittered.tolist() == [[True, False], [False, True]]
@@ -88,7 +92,7 @@ def test_both_paths_repair_the_same_singular_systems(monkeypatch: pytest.MonkeyP
     assert fast.weights.isfinite().all()
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "torch"])
+@both_paths
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("sizes", [[40, 3], [0, 40]])
 def test_nan_query_falls_back_alone(
@@ -109,12 +113,10 @@ def test_nan_query_falls_back_alone(
     torch.testing.assert_close(local.variance[:, others], healthy.variance[:, others], rtol=0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "torch"])
+@both_paths
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1e30])
-def test_endless_query_reads_the_prior(
-    monkeypatch: pytest.MonkeyPatch, plain: bool, kernel: str, value: float
-) -> None:
+def test_endless_query_reads_the_prior(monkeypatch: pytest.MonkeyPatch, plain: bool, kernel: str, value: float) -> None:
     monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
     supports = memory(40, [40, 3], dtype=torch.float32)
     queries = torch.zeros(2, 3)
@@ -125,7 +127,7 @@ def test_endless_query_reads_the_prior(
     assert local.weights[:, 0].abs().max() > 0.0
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "torch"])
+@both_paths
 def test_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
     monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
     supports = memory(30, [30, 2])
@@ -174,3 +176,75 @@ def test_which_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         read(queries, supports, 4)
     assert len(calls) == 2
+
+
+# Reading residuals through weights
+
+
+@both_paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_bounded_correction_by_hand(
+    monkeypatch: pytest.MonkeyPatch, plain: bool, dtype: torch.dtype, index: torch.dtype
+) -> None:
+    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    residuals = torch.tensor([[1.0, 2.0, -1.0, -3.0], [4.0, 5.0, 0.0, 0.0]], dtype=dtype)
+    cases = [
+        # set, neighbours, weights, the correction
+        (0, (0, 1), (0.5, 0.25), 1.0),
+        (0, (0, 1), (2.0, 3.0), 2.0),
+        (0, (2, 3), (1.0, 1.0), -3.0),
+        (0, (2, 1), (0.0, 9.0), 2.0),
+        (0, (2, 1), (9.0, 0.0), -1.0),
+        (1, (0, 1), (-1.0, 0.0), 0.0),
+        (1, (1, 0), (0.5, 0.5), 4.5),
+        (1, (2, 3), (7.0, 7.0), 0.0),
+    ]
+    for chosen, neighbors, weights, expected in cases:
+        indices = torch.tensor([[neighbors]] * 2, dtype=index)
+        corrections = bounded_correction(indices, torch.tensor([[weights]] * 2, dtype=dtype), residuals)
+        assert corrections.dtype == dtype
+        assert corrections.shape == (2, 1)
+        assert corrections[chosen].item() == expected
+
+
+@both_paths
+def test_bounded_correction_never_leaves_its_bounds(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    weights, residuals = torch.randn(2, 500, 7, dtype=torch.float64), torch.randn(2, 30, dtype=torch.float64)
+    indices = torch.randint(0, 30, (2, 500, 7))
+    corrections = bounded_correction(indices, weights, residuals)
+    local = torch.stack([residuals[s][indices[s]] for s in range(2)])
+    low, high = local.amin(-1).clamp(max=0.0), local.amax(-1).clamp(min=0.0)
+    assert ((corrections >= low) & (corrections <= high)).all()
+    total = (weights * local).sum(-1)
+    inside = (total > low) & (total < high)
+    assert 100 < inside.sum() < 900
+    torch.testing.assert_close(corrections[inside], total[inside])
+
+
+@both_paths
+def test_a_repeated_backup_cannot_diverge(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    """Weights of absolute sum 10 would multiply values at every sweep; the bound keeps the largest one."""
+    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    indices, weights = torch.arange(4).expand(1, 4, 4).contiguous(), torch.full((1, 4, 4), 2.5)
+    values = torch.tensor([[1.0, -0.5, 0.25, 0.75]])
+    for _ in range(100):
+        values = bounded_correction(indices, weights, values)
+    assert values.tolist() == [[1.0] * 4]
+
+
+@both_paths
+def test_bounded_correction_of_no_query(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    indices = torch.zeros(2, 0, 3, dtype=torch.long)
+    assert bounded_correction(indices, torch.zeros(2, 0, 3), torch.zeros(2, 5)).shape == (2, 0)
+
+
+def test_bounded_correction_gradients() -> None:
+    weights = torch.tensor([[[0.5, 0.25], [9.0, 9.0]]], dtype=torch.float64, requires_grad=True)
+    residuals = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    indices = torch.tensor([[[0, 1], [0, 1]]])
+    assert torch.autograd.gradcheck(lambda w, r: bounded_correction(indices, w, r), (weights, residuals))
+    with torch.no_grad():
+        assert bounded_correction(indices, weights, residuals).tolist() == [[1.0, 2.0]]

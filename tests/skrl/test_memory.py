@@ -125,7 +125,7 @@ def test_choice_is_distinct_ordered_and_keeps_the_newest(count: int, capacity: i
     assert len(set(chosen)) == capacity
     assert chosen == sorted(chosen)
     assert set(range(count - newest, count)) <= set(chosen)
-    assert 0 <= chosen[0]
+    assert chosen[0] >= 0
     assert chosen[-1] < count
 
 

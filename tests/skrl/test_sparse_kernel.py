@@ -34,7 +34,9 @@ class Data(NamedTuple):
     targets: Tensor
 
 
-def data(points: int = 25, queries: int = 7, dim: int = 3, targets: int = 2, dtype: torch.dtype = torch.float64) -> Data:
+def data(
+    points: int = 25, queries: int = 7, dim: int = 3, targets: int = 2, dtype: torch.dtype = torch.float64
+) -> Data:
     shapes = (queries, dim), (points, dim), (points, targets)
     return Data(*(torch.randn(*shape, dtype=torch.float64).to(dtype) for shape in shapes))
 
@@ -513,3 +515,22 @@ def test_a_query_far_beyond_floating_point_reads_the_prior() -> None:
     prediction = sparse_kernel(*given, k=8, prior_mean=network)
     assert torch.equal(prediction.mean[2], network(given.queries)[2])
     assert prediction.variance[2] == 1.0
+
+
+@pytest.mark.xfail(strict=True, reason="search and query distances are computed in half precision and overflow")
+def test_half_precision_features_of_large_norm() -> None:
+    given = data(points=50, dtype=torch.float16)
+    given = given._replace(queries=200.0 * given.queries, features=200.0 * given.features)
+    upcast = Data(*(value.float() for value in given))
+    actual = sparse_kernel(*given, lengthscale=300.0, ridge=RIDGE, k=8)
+    expected = sparse_kernel(*upcast, lengthscale=300.0, ridge=RIDGE, k=8)
+    close(actual.mean.float(), expected.mean, 1e-2)
+
+
+@pytest.mark.xfail(strict=True, reason="matrix products inside the solve follow autocast down to bfloat16")
+def test_solves_run_outside_autocast() -> None:
+    given = data(points=50, dtype=torch.float32)
+    expected = predict(given, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = predict(given, 16)
+    close(actual.mean, expected.mean, 1e-5)

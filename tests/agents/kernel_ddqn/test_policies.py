@@ -63,6 +63,22 @@ def test_the_head_is_off_in_training_mode_only() -> None:
     assert torch.equal(network(observations), network.prior_mean(observations))
 
 
+def test_exploration_is_drawn_to_the_action_that_memory_does_not_know() -> None:
+    policy = KernelDDQN("MlpPolicy", "CartPole-v1", kernel={**KERNEL, "exploration_bonus": 3.0}, seed=0).policy
+    observations = torch.randn(40, 4)
+    assert torch.equal(policy.q_net.optimistic(observations), policy.q_net.prior_mean(observations))
+    head = policy.q_net.head
+    head.memory.write(torch.stack([torch.randn(50, 4)] * 2), torch.tensor([50, 0]))
+    head.write_targets(torch.full((2, 50), 0.5))
+    assert head.amplitude == 0.5
+    bonus = policy.q_net.optimistic(observations) - policy.q_net(observations)
+    assert torch.allclose(bonus[:, 1], torch.tensor(1.5))
+    assert (bonus[:, 0] < 1.5).all()
+    assert (bonus[:, 0] > 0).all()
+    actions = policy.predict(observations.numpy(), deterministic=False)[0]
+    assert np.array_equal(actions, policy.q_net.optimistic(observations).argmax(1).numpy())
+
+
 def test_policy_save_and_load_keep_settings_and_memory(tmp_path) -> None:
     model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel={**KERNEL, "ridge": 0.3}, seed=0, learning_starts=50).learn(
         200

@@ -1,0 +1,129 @@
+"""What each value head computes. The laws that all of them share are in ``tests/contracts``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from skrl import KERNELS, AveragingHead, NetworkFreeHead, ResidualHead, sparse_kernel
+from skrl.kernels import Laplace
+from skrl.value_heads import ValueHead
+
+
+def fill(head: ValueHead, sizes: list[int]) -> None:
+    sets, capacity, dim = head.memory.features.shape
+    head.memory.write(torch.randn(sets, capacity, dim), torch.tensor(sizes), torch.randn(sets, capacity, 1))
+
+
+def line_head(kind: type[ValueHead], points: list[float], targets: list[float], **keywords: object) -> ValueHead:
+    """One action, supports on a line, in float64."""
+    chosen: dict[str, object] = {"k": len(points), "ridge": 0.0, "kernel": "laplace"} | keywords
+    head = kind(1, len(points), 1, **chosen).double()  # type: ignore[arg-type]
+    as_column = lambda values: torch.tensor(values, dtype=torch.float64).view(1, -1, 1)  # noqa: E731
+    head.memory.write(as_column(points), torch.tensor([len(points)]), as_column(targets))
+    return head
+
+
+def at(*points: float) -> Tensor:
+    return torch.tensor(points, dtype=torch.float64).unsqueeze(1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_residual_head_equals_a_sparse_kernel_per_action(kernel: str) -> None:
+    head = ResidualHead(3, 30, 2, k=6, kernel=kernel, ridge=0.3).double()
+    fill(head, [30, 9, 4])
+    head.lengthscale.fill_(0.8)
+    queries = torch.randn(11, 2, dtype=torch.float64)
+    local = head.localise(queries)
+    for action, size in enumerate([30, 9, 4]):
+        features, targets = head.memory.features[action, :size], head.memory.targets[action, :size]
+        expected = sparse_kernel(queries, features, targets, kernel=kernel, lengthscale=0.8, ridge=0.3, k=6)
+        raw = (local.weights * head.memory.targets[action, local.indices[action], 0]).sum(-1)[action]
+        torch.testing.assert_close(raw, expected.mean[:, 0], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(local.variance[action], expected.variance, rtol=1e-9, atol=1e-10)
+        near = torch.cdist(queries, features).topk(min(6, size), largest=False).indices
+        low, high = targets[near, 0].amin(-1).clamp(max=0.0), targets[near, 0].amax(-1).clamp(min=0.0)
+        clamped = torch.minimum(torch.maximum(expected.mean[:, 0], low), high)
+        torch.testing.assert_close(head.correction(queries)[:, action], clamped, rtol=1e-9, atol=1e-10)
+
+
+def test_residual_head_by_hand() -> None:
+    """One support: w = e^{-1} / (1 + λ), prior plus w · residual."""
+    head = line_head(ResidualHead, [0.0], [6.0], ridge=1.0)
+    values = head(at(1.0), torch.tensor([[10.0]], dtype=torch.float64))
+    assert values.item() == pytest.approx(10.0 + 3.0 * 0.36787944117144233, rel=1e-14)
+    assert head.localise(at(0.0)).variance.item() == pytest.approx(0.5)
+
+
+def test_residual_head_without_ridge_interpolates() -> None:
+    head = line_head(ResidualHead, [0.0, 1.0, 2.5], [3.0, -1.0, 4.0])
+    torch.testing.assert_close(head.correction(at(0.0, 1.0, 2.5)).flatten(), head.memory.targets.flatten())
+
+
+def test_lengthscale_scales_the_distances() -> None:
+    head = line_head(ResidualHead, [0.0, 1.0], [3.0, -1.0], ridge=0.5)
+    before = head.correction(at(0.3))
+    head.lengthscale.fill_(10.0)
+    wide = line_head(ResidualHead, [0.0, 10.0], [3.0, -1.0], ridge=0.5)
+    wide.lengthscale.fill_(10.0)
+    torch.testing.assert_close(wide.correction(at(3.0)), before)
+    assert not torch.allclose(head.correction(at(0.3)), before)
+
+
+def test_averaging_head_by_hand() -> None:
+    """At 1 between supports 0 and 3: weights e^{-1} : e^{-2}; the variance is 1 − e^{-2}."""
+    head = line_head(AveragingHead, [0.0, 3.0], [1.0, -1.0])
+    local = head.localise(at(1.0))
+    torch.testing.assert_close(local.weights.flatten(), torch.tensor([0.7310585786300049, 0.2689414213699951]).double())
+    assert local.variance.item() == pytest.approx(1.0 - 0.1353352832366127, rel=1e-12)
+    assert head.correction(at(1.0)).item() == pytest.approx(0.46211715726000973, rel=1e-7)
+
+
+def test_averaging_head_ignores_how_many_neighbours_agree() -> None:
+    """Its weights sum to one, so that no ridge shrinks them."""
+    head = line_head(AveragingHead, [0.0, 0.1, 0.2], [5.0, 5.0, 5.0], ridge=100.0)
+    torch.testing.assert_close(head.correction(at(0.1, 4.0)).flatten(), torch.tensor([5.0, 5.0]).double())
+
+
+def test_network_free_head_ignores_the_network() -> None:
+    head = line_head(NetworkFreeHead, [0.0], [6.0], ridge=1.0)
+    twin = line_head(ResidualHead, [0.0], [6.0], ridge=1.0)
+    prior = torch.tensor([[1e6], [float("nan")]], dtype=torch.float64)
+    assert torch.equal(head(at(0.0, 1.0), prior), twin.correction(at(0.0, 1.0)))
+
+
+def test_jitters_are_counted() -> None:
+    head = line_head(ResidualHead, [0.0, 0.0, 50.0, 51.0], [1.0, 1.0, 2.0, 3.0], k=2)
+    corrections = head.correction(at(0.1, 50.1, 0.2))
+    assert corrections.isfinite().all()
+    assert (int(head.jitters), int(head.fallbacks)) == (2, 0)
+    torch.testing.assert_close(corrections[0].exp(), (Laplace()(at(0.1)[0])).exp(), rtol=1e-5, atol=0.0)
+    head.correction(at(0.1))
+    assert int(head.jitters) == 3
+
+
+def test_conflicting_duplicates_are_averaged() -> None:
+    """Two equal supports with residuals 1 and 4 under ridge λ: (1 + 4) / (2 + λ)."""
+    head = line_head(ResidualHead, [0.0, 0.0], [1.0, 4.0], ridge=0.5)
+    assert head.correction(at(0.0)).item() == pytest.approx(2.0, rel=1e-12)
+
+
+def test_unknown_kernel_is_rejected() -> None:
+    with pytest.raises(ValueError, match="did you mean 'gaussian'"):
+        ResidualHead(1, 1, 1, kernel="gausian")
+
+
+def test_a_head_is_abstract() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        ValueHead(1, 1, 1)  # type: ignore[abstract]
+
+
+@pytest.mark.xfail(strict=True, reason="the ranking product follows autocast, and the compiled loops know no bfloat16")
+def test_heads_run_outside_autocast() -> None:
+    head = ResidualHead(2, 40, 3, k=8)
+    fill(head, [40, 20])
+    queries = torch.randn(5, 3)
+    expected = head.correction(queries)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(head.correction(queries), expected, rtol=1e-5, atol=1e-5)
