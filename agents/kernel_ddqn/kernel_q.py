@@ -44,10 +44,19 @@ class KernelQ(KernelDDQN):
                 raise ValueError(
                     f"KernelQ takes no gradient steps, so {name}={kwargs[name]!r} has no meaning; leave it out"
                 )
+        self._bad_transitions = 0
         config = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
         super().__init__(policy, env, kernel=replace(config, head="network_free"), **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log."""
+        """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log.
+
+        Raises:
+            NonFiniteError: every one of many rollouts in a row brought values that are not finite.
+        """
+        finite = self.nonfinite_guard.transitions == self._bad_transitions
+        self._bad_transitions = self.nonfinite_guard.transitions
+        self.nonfinite_guard.check_update(self.num_timesteps, finite)
         self._n_updates += gradient_steps
+        self.logger.record("train/nonfinite_skipped", self.nonfinite_guard.skipped)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-from agents import DoubleDQN, KernelDDQN
+from agents import DoubleDQN, KernelDDQN, KernelQ
 from agents.common.nonfinite import NonFiniteError, NonFiniteGuard
+from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
 
 SETTINGS = {
     "learning_starts": 20,
@@ -50,9 +51,10 @@ def test_a_single_bad_transition_is_survived(cls, what) -> None:
         assert model.q_net.head.memory.features.isfinite().all()
 
 
-@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN, KernelQ])
 def test_a_hopeless_run_stops_and_names_step_and_environment(cls) -> None:
-    model = cls("MlpPolicy", Poisoned(range(1, 10_000), "nan"), **SETTINGS)
+    settings = {name: value for name, value in SETTINGS.items() if cls is not KernelQ or name not in GRADIENT_SETTINGS}
+    model = cls("MlpPolicy", Poisoned(range(1, 10_000), "nan"), **settings)
     with pytest.raises(NonFiniteError, match=r"at step \d+.*first seen at step 1: reward nan.*CartPole-v1"):
         model.learn(2000)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
