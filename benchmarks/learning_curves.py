@@ -33,6 +33,9 @@ class Grid:
     seeds: int = 5
     """Seeds 0 … seeds − 1."""
 
+    eval_episodes: int = 5
+    """Greedy episodes of every evaluation during training; the final one has 20."""
+
     jobs: int = 2
     """Runs at the same time, each with one thread."""
 
@@ -51,6 +54,7 @@ class Cell:
     env: str
     seed: int
     folder: Path
+    eval_episodes: int
 
     @property
     def run_dir(self) -> Path:
@@ -60,7 +64,8 @@ class Cell:
     def command(self) -> list[str]:
         """The `train.py` call."""
         words = ["train.py", "--agent", self.agent, "--env", self.env, "--seed", str(self.seed)]
-        return [sys.executable, *words, "--run-dir", str(self.run_dir), "--threads", "1", "--no-progress-bar"]
+        words += ["--n-eval-episodes", str(self.eval_episodes), "--threads", "1", "--no-progress-bar"]
+        return [sys.executable, *words, "--run-dir", str(self.run_dir)]
 
 
 def run_cell(cell: Cell) -> float | None:
@@ -80,7 +85,10 @@ def main() -> int:
     grid = tyro.cli(Grid, description=__doc__)
     # Seed by seed, so that an interrupted study compares every agent on the same seeds.
     cells = [
-        Cell(agent, env, seed, grid.folder) for seed in range(grid.seeds) for env in grid.envs for agent in grid.agents
+        Cell(agent, env, seed, grid.folder, grid.eval_episodes)
+        for seed in range(grid.seeds)
+        for env in grid.envs
+        for agent in grid.agents
     ]
     if grid.action == "print":
         print("\n".join(" ".join(cell.command()) for cell in cells))

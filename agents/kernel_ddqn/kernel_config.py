@@ -29,7 +29,7 @@ class KernelConfig:
     ridge: float = 1.0
     """Tikhonov term on the diagonal of the local Gram matrix (a normalised kernel has ones there)."""
 
-    lengthscale_factor: float = 2.0
+    lengthscale_factor: float = 1.0
     """Lengthscale in units of the median distance from a support point to its k-th neighbour."""
 
     sweeps: int = 5

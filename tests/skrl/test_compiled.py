@@ -67,6 +67,11 @@ def test_missing_neighbours_are_left_out() -> None:
     assert solve([9.0, 9.0, 9.0], count=0, ridge=0.0) == ([0.0, 0.0], 1.0, False, False)
 
 
+def test_variance_is_kept_in_its_range() -> None:
+    """Rounding may carry κ_zᵀ w past one; here it is 1.21."""
+    assert solve([1.1, 0.0, 0.0], count=1, ridge=0.0)[1] == 0.0
+
+
 def test_singular_system_gets_jitter() -> None:
     weights, variance, jittered, failed = solve([0.5, 0.5, 1.0], count=2, ridge=0.0)
     assert (jittered, failed) == (True, False)

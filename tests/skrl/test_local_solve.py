@@ -115,6 +115,7 @@ def test_missing_neighbours_change_nothing_and_weigh_nothing() -> None:
     torch.testing.assert_close(weights[:, :6], full.weights(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(padded.variance(weights), full.variance(full.weights()), rtol=1e-12, atol=1e-14)
     residuals = torch.randn(5, 9, 1, dtype=torch.float64)
+    residuals[:, 6:] = float("nan")
     errors = padded.leave_one_out(residuals)
     assert (errors[:, 6:] == 0.0).all()
     torch.testing.assert_close(errors[:, :6], full.leave_one_out(residuals[:, :6]), rtol=1e-11, atol=1e-13)
@@ -145,16 +146,16 @@ def test_only_singular_systems_get_jitter(dtype: torch.dtype) -> None:
     assert (weights[1] > 0.0).all()
 
 
-def test_the_least_jitter_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """κ = 1.00005 off the diagonal is indefinite by 5e-5, so that the last of the three jitters is needed."""
-    monkeypatch.setattr(Gaussian, "__call__", lambda self, r: torch.where(r > 0, 1.00005, 1.0).to(r.dtype))
+@pytest.mark.parametrize("jitter", JITTERS)
+def test_the_least_jitter_that_works_is_taken(monkeypatch: pytest.MonkeyPatch, jitter: float) -> None:
+    """κ = 1 + ε off the diagonal is indefinite by ε, so that the first jitter above ε repairs it."""
+    excess = 1.0 + 0.5 * jitter
+    monkeypatch.setattr(Gaussian, "__call__", lambda self, r: torch.where(r > 0, excess, torch.ones_like(r)))
     features = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    neighbors = ExactSearch()(features[:1], features, 2)
-    system = factorise(neighbors, features, Gaussian(), 1.0, 0.0)
+    system = factorise(ExactSearch()(features[:1], features, 2), features, Gaussian(), 1.0, 0.0)
     assert system.jittered.item()
-    torch.testing.assert_close(
-        (system.factor @ system.factor.mT)[0, 0, 0], torch.tensor(1.0 + JITTERS[2]).double(), rtol=1e-7, atol=0.0
-    )
+    diagonal = (system.factor @ system.factor.mT)[0, 0, 0].item()
+    assert diagonal - 1.0 == pytest.approx(jitter, rel=1e-6)
 
 
 def test_hopeless_systems_answer_with_the_prior_and_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +223,13 @@ def test_half_precision_is_solved_in_float32(dtype: torch.dtype) -> None:
     upcast = local_system(features[:3].float(), features.float(), 4)
     nearest = system.weights().max(-1).values
     torch.testing.assert_close(nearest, upcast.weights().max(-1).values, rtol=0.02, atol=0.02)
+
+
+def test_variance_is_kept_in_its_range() -> None:
+    """Rounding may carry κ_zᵀ w past one; here it is 1.21 and −0.5."""
+    no = torch.zeros(2, dtype=torch.bool)
+    system = LocalSystem(torch.ones(2, 1, 1), torch.tensor([[1.1], [0.5]]), ~no.unsqueeze(1), no, no)
+    assert system.variance(torch.tensor([[1.1], [-1.0]])).tolist() == [0.0, 1.0]
 
 
 def test_variance_stays_between_zero_and_one() -> None:
