@@ -66,6 +66,7 @@ class SupportMemory(nn.Module):
             targets: [S, C, c]; zeros when left out.
         """
         filled = torch.arange(self.capacity, device=self.features.device) < sizes.unsqueeze(-1)
+        filled = filled & features.isfinite().all(-1)
         self.features.copy_(torch.where(filled.unsqueeze(-1), features, 0.0))
         norms = 0.5 * self.features.square().sum(-1)
         self.half_norms.copy_(torch.where(filled, norms, float("inf")))

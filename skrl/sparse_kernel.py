@@ -52,12 +52,15 @@ def sparse_kernel(
     Returns:
         Mean [B, c] and variance [B], in the dtype of the queries. Without supports: the prior mean and variance 1.
     """
-    neighbors = (search or ExactSearch())(queries, features, k)
-    system = factorise(neighbors, features, make_kernel(kernel), lengthscale, ridge)
-    weights = system.weights()
     residuals = targets if prior_mean is None else targets - prior_mean(features)
-    local = gather_points(residuals, neighbors.indices).to(weights.dtype)
-    mean = (weights.unsqueeze(-2) @ local).squeeze(-2)
+    precise = torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(queries.device.type, enabled=False):
+        points = features.to(precise)
+        neighbors = (search or ExactSearch())(queries.to(precise), points, k)
+        system = factorise(neighbors, points, make_kernel(kernel), lengthscale, ridge)
+        weights = system.weights()
+        local = gather_points(residuals, neighbors.indices).to(weights.dtype)
+        mean = (weights.unsqueeze(-2) @ local).squeeze(-2)
     if prior_mean is not None:
         mean = mean + prior_mean(queries)
     return Prediction(mean.to(queries.dtype), system.variance(weights).to(queries.dtype))

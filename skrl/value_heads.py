@@ -61,6 +61,10 @@ class ValueHead(nn.Module, ABC):
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Neighbours, weights and variance of queries that are repeated for every action, [A, B, d]."""
 
+    def base_values(self, prior_mean: Float[Tensor, "queries actions"]) -> Float[Tensor, "queries actions"]:
+        """What the correction is added to, [B, A]: the prior mean."""
+        return prior_mean
+
     def localise(self, queries: Float[Tensor, "queries dim"]) -> LocalWeights:
         """Neighbours and weights of every query for every action; independent of the targets, so worth caching.
 
@@ -70,7 +74,8 @@ class ValueHead(nn.Module, ABC):
         Returns:
             Slots, weights and variance, actions first.
         """
-        local = self.weigh(queries.to(self.memory.features.dtype).expand(self.memory.sets, *queries.shape))
+        with torch.autocast(queries.device.type, enabled=False):
+            local = self.weigh(queries.to(self.memory.features.dtype).expand(self.memory.sets, *queries.shape))
         self.fallbacks += local.failed.sum()
         self.jitters += local.jittered.sum()
         return local
@@ -93,7 +98,7 @@ class ValueHead(nn.Module, ABC):
     def optimistic(
         self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"], bonus: float
     ) -> Float[Tensor, "queries actions"]:
-        """Upper confidence bounds m + R + bonus · amplitude · σ, [B, A]; m alone where the memory is empty.
+        """Upper confidence bounds m + R + bonus · amplitude · σ, [B, A]; m alone before the first targets.
 
         N. Srinivas et al., *Gaussian Process Optimization in the Bandit Setting*, 2010, with the residuals' root mean
         square as the prior standard deviation.
@@ -105,7 +110,7 @@ class ValueHead(nn.Module, ABC):
         """
         local = self.localise(queries)
         bounds = self.read(local) + (bonus * self.amplitude) * local.variance.sqrt()
-        return prior_mean + bounds.mT.to(prior_mean.dtype)
+        return self.base_values(prior_mean) + bounds.mT.to(prior_mean.dtype)
 
     def forward(
         self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]
@@ -116,7 +121,7 @@ class ValueHead(nn.Module, ABC):
             queries: [B, d].
             prior_mean: the network's action values at the queries, [B, A].
         """
-        return prior_mean + self.correction(queries).to(prior_mean.dtype)
+        return self.base_values(prior_mean) + self.correction(queries).to(prior_mean.dtype)
 
 
 class ResidualHead(ValueHead):
@@ -150,11 +155,9 @@ class AveragingHead(ValueHead):
 class NetworkFreeHead(ResidualHead):
     """The same regression around a constant: the memory alone carries the values, the given prior mean is ignored."""
 
-    def forward(
-        self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]
-    ) -> Float[Tensor, "queries actions"]:
-        """Action values R, [B, A]; ``prior_mean`` gives dtype only."""
-        return self.correction(queries).to(prior_mean.dtype)
+    def base_values(self, prior_mean: Float[Tensor, "queries actions"]) -> Float[Tensor, "queries actions"]:
+        """Zero, [B, A]; ``prior_mean`` gives shape and dtype only."""
+        return torch.zeros_like(prior_mean)
 
 
 HEADS: dict[str, type[ValueHead]] = {

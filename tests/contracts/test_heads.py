@@ -164,6 +164,40 @@ def test_known_weights_read_new_targets(head: ValueHead) -> None:
     assert torch.equal(head.read(local).mT, head.correction(queries))
 
 
+def test_head_writes_residuals_and_their_amplitude(head: ValueHead) -> None:
+    head.write_targets(torch.full((ACTIONS, CAPACITY), -3.0))
+    assert (head.memory.targets[head.memory.mask] == -3.0).all()
+    assert (head.memory.targets[~head.memory.mask] == 0.0).all()
+    assert head.amplitude.item() == 3.0
+    fill(head, [0, 0, 2, 0])
+    head.write_targets(torch.tensor([[1.0, 7.0] + [100.0] * (CAPACITY - 2)]).expand(ACTIONS, CAPACITY))
+    assert head.amplitude.item() == 5.0
+
+
+def test_amplitude_of_an_empty_memory_is_zero(kind: type[ValueHead]) -> None:
+    head = new_head(kind)
+    head.write_targets(torch.ones(ACTIONS, CAPACITY))
+    assert head.amplitude.item() == 0.0
+    queries, prior = torch.randn(7, DIM), prior_part(head, torch.randn(7, ACTIONS))
+    assert torch.equal(head.optimistic(queries, prior, 2.0), prior)
+
+
+def test_optimism_grows_with_the_deviation(head: ValueHead) -> None:
+    head.write_targets(torch.randn(ACTIONS, CAPACITY))
+    queries, prior = torch.randn(7, DIM), torch.zeros(7, ACTIONS)
+    bonus = head.optimistic(queries, prior, 2.0) - head(queries, prior)
+    deviation = head.localise(queries).variance.sqrt().mT
+    torch.testing.assert_close(bonus, 2.0 * head.amplitude * deviation, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bonus[:, 3], (2.0 * head.amplitude).expand(7))
+    assert (bonus[:, 0] < bonus[:, 3]).all()
+
+
+def test_without_bonus_optimism_is_the_value(head: ValueHead) -> None:
+    head.write_targets(torch.randn(ACTIONS, CAPACITY))
+    queries, prior = torch.randn(7, DIM), torch.randn(7, ACTIONS)
+    assert torch.equal(head.optimistic(queries, prior, 0.0), head(queries, prior))
+
+
 def test_nan_query_keeps_the_prior_and_is_counted(head: ValueHead) -> None:
     queries, prior = torch.randn(5, DIM), torch.randn(5, ACTIONS)
     healthy = head(queries, prior)
@@ -245,6 +279,7 @@ def test_state_round_trip_to_the_last_bit(head: ValueHead, before: list[int]) ->
 def test_state_holds_everything_and_no_counter(head: ValueHead) -> None:
     assert set(head.state_dict()) == {
         "lengthscale",
+        "amplitude",
         "memory.features",
         "memory.targets",
         "memory.half_norms",

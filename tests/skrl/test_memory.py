@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from skrl.memory import SupportMemory, newest_and_uniform
+from skrl.neighbors import ExactSearch
 
 SETS, CAPACITY, DIM = 3, 5, 2
 
@@ -103,6 +104,17 @@ def test_nothing_may_be_empty_by_construction(name: str) -> None:
     settings = {"sets": 1, "capacity": 1, "feature_dim": 1, name: 0}
     with pytest.raises(ValueError, match=f"{name} is 0"):
         SupportMemory(**settings)
+
+
+def test_a_support_that_is_not_finite_is_left_empty() -> None:
+    memory = SupportMemory(1, 64, 1)
+    features = torch.arange(64.0).view(1, 64, 1)
+    features[0, 4] = float("nan")
+    memory.write(features, torch.tensor([64]))
+    near = torch.tensor([[[12.1]]])
+    assert ExactSearch()(near, memory.features, 2, memory.half_norms).indices.flatten().tolist() == [12, 13]
+    assert memory.mask.sum() == 63
+    assert memory.features.isfinite().all()
 
 
 def choose(count: int, capacity: int, fraction: float, seed: int = 0) -> list[int]:

@@ -517,7 +517,6 @@ def test_a_query_far_beyond_floating_point_reads_the_prior() -> None:
     assert prediction.variance[2] == 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="search and query distances are computed in half precision and overflow")
 def test_half_precision_features_of_large_norm() -> None:
     given = data(points=50, dtype=torch.float16)
     given = given._replace(queries=200.0 * given.queries, features=200.0 * given.features)
@@ -527,7 +526,6 @@ def test_half_precision_features_of_large_norm() -> None:
     close(actual.mean.float(), expected.mean, 1e-2)
 
 
-@pytest.mark.xfail(strict=True, reason="matrix products inside the solve follow autocast down to bfloat16")
 def test_solves_run_outside_autocast() -> None:
     given = data(points=50, dtype=torch.float32)
     expected = predict(given, 16)

@@ -119,7 +119,6 @@ def test_a_head_is_abstract() -> None:
         ValueHead(1, 1, 1)  # type: ignore[abstract]
 
 
-@pytest.mark.xfail(strict=True, reason="the ranking product follows autocast, and the compiled loops know no bfloat16")
 def test_heads_run_outside_autocast() -> None:
     head = ResidualHead(2, 40, 3, k=8)
     fill(head, [40, 20])

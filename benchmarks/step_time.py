@@ -1,0 +1,97 @@
+"""Wall clock of a training step, agent against baseline, in alternation within one process.
+
+python benchmarks/step_time.py --share 0.5
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from learning_curves import BUDGETS
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.training.provenance import commit, versions
+from agents.training.registry import build_model
+from agents.training.settings import resolve
+from envs import make_env
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What to time."""
+
+    agent: str = "kernel_ddqn"
+    """Agent that is timed."""
+
+    baseline: str = "ddqn"
+    """Agent that it is compared with."""
+
+    envs: tuple[str, ...] = tuple(BUDGETS)
+    """Environments, each with the settings of its configuration."""
+
+    share: float = 1.0
+    """Share of every environment's budget."""
+
+    rounds: int = 10
+    """Alternations between the two agents."""
+
+
+def make_model(agent: str, env: str) -> OffPolicyAlgorithm:
+    """The agent at its configured settings, silent."""
+    config = resolve({"agent": [agent], "env": [env], "device": ["cpu"]})
+    model = build_model(config, make_env(env, seed=0))
+    model.set_logger(configure(None, []))
+    return model
+
+
+def seconds_per_round(models: list[OffPolicyAlgorithm], steps: int, rounds: int) -> np.ndarray:
+    """Wall seconds of every round and model, [rounds, models]."""
+    seconds = np.zeros((rounds, len(models)))
+    for index in range(rounds):
+        for column, model in enumerate(models):
+            started = time.perf_counter()
+            model.learn(steps, reset_num_timesteps=index == 0)
+            seconds[index, column] = time.perf_counter() - started
+    return seconds
+
+
+def main() -> None:
+    """Time every environment and write `results/step_time.json`."""
+    settings = tyro.cli(StepTime, description=__doc__)
+    torch.set_num_threads(1)
+    rows = {}
+    for env in settings.envs:
+        models = [make_model(name, env) for name in (settings.agent, settings.baseline)]
+        steps = int(BUDGETS[env] * settings.share) // settings.rounds
+        seconds = seconds_per_round(models, steps, settings.rounds)
+        mine, theirs = 1e3 * seconds.sum(0) / (steps * settings.rounds)
+        rows[env] = {
+            "steps": steps * settings.rounds,
+            f"{settings.agent}_ms_per_step": round(mine, 3),
+            f"{settings.baseline}_ms_per_step": round(theirs, 3),
+            "ratio": round(mine / theirs, 3),
+            "ratio_by_round": np.round(seconds[:, 0] / seconds[:, 1], 2).tolist(),
+        }
+        print(f"{env}: {mine:.2f} ms against {theirs:.2f} ms a step, ratio {mine / theirs:.2f}", flush=True)
+    report = {
+        "command": f"python benchmarks/step_time.py --share {settings.share} --rounds {settings.rounds}",
+        "commit": commit(),
+        "machine": f"{platform.machine()}, one thread",
+        "versions": versions(),
+        "results": rows,
+    }
+    (RESULTS / "step_time.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
