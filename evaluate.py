@@ -19,11 +19,11 @@ except ImportError as error:
 import torch
 from gymnasium.error import DependencyNotInstalled
 
+from agents.common.schema import ConfigError, Range, construct
 from agents.training.command_line import nest_flags, print_help, split_flags
 from agents.training.evaluation import FINAL_SEED_OFFSET, evaluate_greedily, evaluation_copies
 from agents.training.report import show_evaluation
 from agents.training.runs import Checkpoint, RunFolder, load_model
-from agents.training.schema import ConfigError, Range, construct
 from agents.training.settings import load_config
 from agents.training.video import record_episode
 from envs import UnknownEnvironmentError, make_env

@@ -16,13 +16,13 @@ except ImportError as error:
 from gymnasium.error import DependencyNotInstalled
 
 from agents.common.nonfinite import NonFiniteError
+from agents.common.schema import ConfigError
 from agents.training.command_line import print_help, split_flags
 from agents.training.config import QLearningConfig
 from agents.training.evaluation import evaluation_copies
 from agents.training.registry import find_agent
 from agents.training.report import report_evaluation, show_training
 from agents.training.runs import RunFolder, train
-from agents.training.schema import ConfigError
 from agents.training.settings import resolve
 from envs import UnknownEnvironmentError, make_env
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 
-from agents.training.schema import ConfigError, Values, leaf_types, nearest
+from agents.common.schema import ConfigError, Values, leaf_types, nearest
 
 T = TypeVar("T")
 Flags = dict[str, list[str]]
@@ -49,7 +49,7 @@ def nest_flags(schema: type, flags: Mapping[str, Sequence[str]]) -> Values:
         flags: words by dotted setting name; `no_NAME` switches a truth value off.
 
     Returns:
-        Settings for `agents.training.schema.coerce_mapping`.
+        Settings for `agents.common.schema.coerce_mapping`.
 
     Raises:
         ConfigError: a flag is unknown, with the nearest known one, or has the wrong number of values.

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from agents.common.schema import (
+    CommandLineOnly,
+    ConfigError,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Range,
+    coerce_mapping,
+)
 from agents.kernel_ddqn.kernel_config import KernelConfig
-from agents.training.schema import CommandLineOnly, ConfigError, Range, coerce_mapping
 
 __all__ = ["ConfigError", "KernelConfig", "KernelQConfig", "KernelTrainConfig", "QLearningConfig", "RunConfig"]
 __all__ += ["TrainConfig"]
-
-Count = Annotated[int, Range(least=1)]
-NonNegative = Annotated[int, Range(least=0)]
-Fraction = Annotated[float, Range(least=0.0, most=1.0)]
-PositiveFraction = Annotated[float, Range(above=0.0, most=1.0)]
-Positive = Annotated[float, Range(above=0.0)]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
 from agents.kernel_ddqn import KernelDDQN, KernelQ
 from agents.training.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
-from agents.training.schema import ConfigError, nearest
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 

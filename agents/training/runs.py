@@ -17,11 +17,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
+from agents.common.schema import ConfigError
 from agents.training.config import QLearningConfig
 from agents.training.evaluation import FINAL_SEED_OFFSET, Evaluation, PeriodicEvaluation, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
-from agents.training.schema import ConfigError
 from agents.training.settings import dump_config
 
 Checkpoint = Literal["final", "best"]

@@ -10,10 +10,7 @@ from typing import Any
 
 import yaml
 
-from agents.training.command_line import Flags, nest_flags
-from agents.training.config import QLearningConfig, RunConfig
-from agents.training.registry import AGENTS, AgentSpec, check_config, find_agent
-from agents.training.schema import (
+from agents.common.schema import (
     ConfigError,
     UnknownSettingError,
     Values,
@@ -24,6 +21,9 @@ from agents.training.schema import (
     merge,
     to_plain,
 )
+from agents.training.command_line import Flags, nest_flags
+from agents.training.config import QLearningConfig, RunConfig
+from agents.training.registry import AGENTS, AgentSpec, check_config, find_agent
 
 CONFIGS = Path(str(files("configs")))
 SECTIONS = ("extends", "defaults", "environments")

@@ -11,7 +11,7 @@ from gymnasium.utils.save_video import save_video
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.training.schema import ConfigError
+from agents.common.schema import ConfigError
 
 FALLBACK_FRAMES_PER_SECOND = 30
 SHORTEST_SIDE_PIXELS = 128

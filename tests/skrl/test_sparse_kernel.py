@@ -41,7 +41,7 @@ def data(
     return Data(*(torch.randn(*shape, dtype=torch.float64).to(dtype) for shape in shapes))
 
 
-def close(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float = 1e-9) -> None:
+def assert_near(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
 
 
@@ -69,8 +69,8 @@ def test_equals_a_dense_ridge_solve(kernel: str, ridge: float) -> None:
     cross = oracle_matrix(kernel, given.queries, given.features)
     weights = torch.linalg.solve(gram + ridge * torch.eye(25, dtype=torch.float64), cross.mT).mT
     prediction = predict(given, 25, kernel, ridge)
-    close(prediction.mean, weights @ given.targets)
-    close(prediction.variance, 1.0 - (weights * cross).sum(-1))
+    assert_near(prediction.mean, weights @ given.targets)
+    assert_near(prediction.variance, 1.0 - (weights * cross).sum(-1))
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1, 1.0])
@@ -79,14 +79,14 @@ def test_equals_kernel_ridge_of_scikit_learn(kernel: str, ridge: float) -> None:
     oracle = KernelRidge(alpha=ridge, kernel="precomputed")
     oracle.fit(oracle_matrix(kernel, given.features, given.features).numpy(), given.targets.numpy())
     expected = oracle.predict(oracle_matrix(kernel, given.queries, given.features).numpy())
-    close(predict(given, 25, kernel, ridge).mean, expected)
+    assert_near(predict(given, 25, kernel, ridge).mean, expected)
 
 
 def test_equals_kernel_ridge_with_its_own_gaussian_kernel() -> None:
     given = data()
     oracle = KernelRidge(alpha=RIDGE, kernel="rbf", gamma=1.0 / (2.0 * LENGTHSCALE**2))
     oracle.fit(given.features.numpy(), given.targets.numpy())
-    close(predict(given, 25, "gaussian").mean, oracle.predict(given.queries.numpy()))
+    assert_near(predict(given, 25, "gaussian").mean, oracle.predict(given.queries.numpy()))
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1, 1.0])
@@ -97,8 +97,8 @@ def test_equals_a_gaussian_process_of_scikit_learn(kernel: str, ridge: float) ->
     process.fit(given.features.numpy(), given.targets[:, 0].numpy())
     mean, covariance = process.predict(given.queries.numpy(), return_cov=True)
     prediction = predict(given, 25, kernel, ridge)
-    close(prediction.mean[:, 0], mean)
-    close(prediction.variance, np.diag(covariance).copy())
+    assert_near(prediction.mean[:, 0], mean)
+    assert_near(prediction.variance, np.diag(covariance).copy())
 
 
 def test_every_kernel_has_an_oracle() -> None:
@@ -109,8 +109,8 @@ def test_every_kernel_has_an_oracle() -> None:
 def test_one_support_by_hand() -> None:
     """w = κ/(1 + λ): on the support 1/1.25 = 0.8 of its target, and variance 1 − 0.8."""
     prediction = sparse_kernel(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([[5.0]]), ridge=0.25)
-    close(prediction.mean, torch.tensor([[4.0]]), 1e-6)
-    close(prediction.variance, torch.tensor([0.2]), 1e-6)
+    assert_near(prediction.mean, torch.tensor([[4.0]]), 1e-6)
+    assert_near(prediction.variance, torch.tensor([0.2]), 1e-6)
 
 
 # k < M, k > M, M = 0
@@ -125,8 +125,8 @@ def test_localised_equals_a_loop_of_dense_solves(kernel: str, k: int) -> None:
         gram = oracle_matrix(kernel, given.features[nearest], given.features[nearest])
         cross = oracle_matrix(kernel, query[None], given.features[nearest])[0]
         weights = torch.linalg.solve(gram + RIDGE * torch.eye(k, dtype=torch.float64), cross)
-        close(prediction.mean[b], weights @ given.targets[nearest])
-        close(prediction.variance[b], 1.0 - weights @ cross)
+        assert_near(prediction.mean[b], weights @ given.targets[nearest])
+        assert_near(prediction.variance[b], 1.0 - weights @ cross)
 
 
 @pytest.mark.parametrize("points", [1, 3, 25])
@@ -156,8 +156,8 @@ def test_batch_equals_loop() -> None:
     together = predict(given, 8)
     for b in range(7):
         alone = predict(given._replace(queries=given.queries[b : b + 1]), 8)
-        close(together.mean[b], alone.mean[0], 1e-12)
-        close(together.variance[b], alone.variance[0], 1e-12)
+        assert_near(together.mean[b], alone.mean[0], 1e-12)
+        assert_near(together.variance[b], alone.variance[0], 1e-12)
 
 
 # Prior mean
@@ -168,7 +168,7 @@ def test_prior_mean_is_corrected_by_its_residuals() -> None:
     with_prior = sparse_kernel(*given, lengthscale=LENGTHSCALE, ridge=RIDGE, k=8, prior_mean=network)
     residuals = given.targets - network(given.features)
     of_residuals = sparse_kernel(given.queries, given.features, residuals, lengthscale=LENGTHSCALE, ridge=RIDGE, k=8)
-    close(with_prior.mean, network(given.queries) + of_residuals.mean, 1e-12)
+    assert_near(with_prior.mean, network(given.queries) + of_residuals.mean, 1e-12)
     far = given._replace(queries=1e5 + given.queries)
     assert torch.equal(sparse_kernel(*far, prior_mean=network).mean, network(far.queries))
 
@@ -176,7 +176,7 @@ def test_prior_mean_is_corrected_by_its_residuals() -> None:
 def test_a_perfect_prior_needs_no_correction() -> None:
     given, network = data(), nn.Linear(3, 2).double()
     given = given._replace(targets=network(given.features).detach())
-    close(sparse_kernel(*given, prior_mean=network).mean, network(given.queries), 1e-12)
+    assert_near(sparse_kernel(*given, prior_mean=network).mean, network(given.queries), 1e-12)
 
 
 def test_gradient_reaches_the_prior_mean() -> None:
@@ -232,8 +232,8 @@ def test_duplicates_share_what_one_point_would_say() -> None:
     targets = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
     many = sparse_kernel(queries, features.repeat(5, 1), targets.repeat(5, 1), ridge=0.5, k=10)
     one = sparse_kernel(queries, features, targets, ridge=0.1, k=2)
-    close(many.mean, one.mean)
-    close(many.variance, one.variance)
+    assert_near(many.mean, one.mean)
+    assert_near(many.variance, one.variance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -245,10 +245,10 @@ def test_duplicates_without_ridge_are_finite_and_disturb_nobody(dtype: torch.dty
     prediction = predict(given, 2, ridge=0.0)
     assert prediction.mean.isfinite().all()
     single = predict(Data(queries[1:2], features[2:3], targets[2:3]), 1, ridge=0.0)
-    close(prediction.mean[1], single.mean[0], 1e-3)
+    assert_near(prediction.mean[1], single.mean[0], 1e-3)
     for b in (0, 2):
         alone = predict(given._replace(queries=queries[b : b + 1]), 2, ridge=0.0)
-        close(prediction.mean[b], alone.mean[0], 1e-12)
+        assert_near(prediction.mean[b], alone.mean[0], 1e-12)
 
 
 def test_constant_features_give_a_shrunken_average() -> None:
@@ -256,8 +256,8 @@ def test_constant_features_give_a_shrunken_average() -> None:
     targets = torch.tensor([[1.0], [2.0], [6.0]], dtype=torch.float64)
     features = torch.full((3, 2), 4.0, dtype=torch.float64)
     prediction = sparse_kernel(features[:1], features, targets, ridge=0.5)
-    close(prediction.mean, torch.tensor([[9.0 / 3.5]], dtype=torch.float64))
-    close(prediction.variance, torch.tensor([1.0 - 3.0 / 3.5], dtype=torch.float64))
+    assert_near(prediction.mean, torch.tensor([[9.0 / 3.5]], dtype=torch.float64))
+    assert_near(prediction.variance, torch.tensor([1.0 - 3.0 / 3.5], dtype=torch.float64))
 
 
 def test_variance_is_one_far_away_and_small_on_top_of_many() -> None:
@@ -274,8 +274,8 @@ def test_offset_features_keep_their_digits_in_float32() -> None:
     moved = given._replace(queries=1e4 + given.queries, features=1e4 + given.features)
     exact = predict(Data(*(value.double() for value in moved)), 16)
     actual = predict(moved, 16)
-    close(actual.mean.double(), exact.mean, 1e-4)
-    close(actual.variance.double(), exact.variance, 1e-4)
+    assert_near(actual.mean.double(), exact.mean, 1e-4)
+    assert_near(actual.variance.double(), exact.variance, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -285,8 +285,8 @@ def test_half_precision_queries_answer_in_half_precision(dtype: torch.dtype) -> 
     prediction = predict(given, 8)
     expected = predict(given._replace(queries=given.queries.float()), 8)
     assert prediction.mean.dtype == prediction.variance.dtype == dtype
-    close(prediction.mean, expected.mean.to(dtype), 1e-2)
-    close(prediction.variance, expected.variance.to(dtype), 1e-2)
+    assert_near(prediction.mean, expected.mean.to(dtype), 1e-2)
+    assert_near(prediction.variance, expected.variance.to(dtype), 1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -296,8 +296,8 @@ def test_half_precision_everywhere(dtype: torch.dtype) -> None:
     expected = predict(Data(*(value.float() for value in given)), 50)
     assert prediction.mean.dtype == prediction.variance.dtype == dtype
     tolerance = 30 * torch.finfo(dtype).eps
-    close(prediction.mean.float(), expected.mean, tolerance)
-    close(prediction.variance.float(), expected.variance, tolerance)
+    assert_near(prediction.mean.float(), expected.mean, tolerance)
+    assert_near(prediction.variance.float(), expected.variance, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -392,7 +392,7 @@ def test_settings_are_tuned_when_left_out() -> None:
     smooth = SparseKernel(features, torch.sin(6.0 * features), k=16)
     noise = SparseKernel(features, torch.randn(300, 1, dtype=torch.float64), k=16)
     distances = torch.cdist(features, features).sort(dim=-1).values[:, 16]
-    close(smooth.lengthscale, 2.0 * distances.median(), 1e-9)
+    assert_near(smooth.lengthscale, 2.0 * distances.median(), 1e-9)
     assert smooth.ridge.item() in DEFAULT_RIDGES
     assert smooth.ridge < 1e-2
     assert noise.ridge == 1.0
@@ -429,7 +429,7 @@ def test_leave_one_out_of_the_module_equals_refits() -> None:
     for position, i in enumerate(order.tolist()):
         rest = torch.arange(9) != i
         refit = module(Data(given.queries, given.features[rest], given.targets[rest]), k=8, prior_mean=network)
-        close(errors[position], given.targets[i] - refit(given.features[i : i + 1])[0])
+        assert_near(errors[position], given.targets[i] - refit(given.features[i : i + 1])[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -523,7 +523,7 @@ def test_half_precision_features_of_large_norm() -> None:
     upcast = Data(*(value.float() for value in given))
     actual = sparse_kernel(*given, lengthscale=300.0, ridge=RIDGE, k=8)
     expected = sparse_kernel(*upcast, lengthscale=300.0, ridge=RIDGE, k=8)
-    close(actual.mean.float(), expected.mean, 1e-2)
+    assert_near(actual.mean.float(), expected.mean, 1e-2)
 
 
 def test_solves_run_outside_autocast() -> None:
@@ -531,4 +531,4 @@ def test_solves_run_outside_autocast() -> None:
     expected = predict(given, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = predict(given, 16)
-    close(actual.mean, expected.mean, 1e-5)
+    assert_near(actual.mean, expected.mean, 1e-5)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ from stable_baselines3 import DQN
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelRefreshCallback
+from skrl.kernels import KERNELS
+from skrl.value_heads import HEADS
 
 SETTINGS = {
     "learning_starts": 50,
@@ -93,12 +97,18 @@ def test_policy_save_and_load_keep_settings_and_memory(tmp_path) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="unknown kernel setting 'lengthscale'; did you mean 'lengthscale_factor'"):
+    with pytest.raises(ValueError, match=r"'kernel.lengthscale'; did you mean 'kernel.lengthscale_factor'"):
         KernelDDQN("MlpPolicy", "CartPole-v1", kernel={"lengthscale": 2.0})
-    with pytest.raises(ValueError, match=r"kernel.ridge is -1.0, but must be positive"):
+    with pytest.raises(ValueError, match=r"kernel.ridge is -1.0, but must be above 0"):
         KernelConfig(ridge=-1.0)
-    with pytest.raises(ValueError, match=r"kernel.kernel is 'matern', but must be one of gaussian"):
+    with pytest.raises(ValueError, match=r"kernel.kernel is 'matern'; did you mean 'matern"):
         KernelConfig(kernel="matern")
+
+
+def test_every_kernel_and_head_can_be_chosen() -> None:
+    hints = get_type_hints(KernelConfig)
+    assert set(get_args(hints["kernel"])) == set(KERNELS)
+    assert set(get_args(hints["head"])) == set(HEADS)
 
 
 def test_defaults_follow_the_kind_of_observation() -> None:

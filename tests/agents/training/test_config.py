@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from agents.common.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
 from agents.training.command_line import split_flags
 from agents.training.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
 from agents.training.registry import AGENTS
-from agents.training.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
 from agents.training.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
 
 ENVIRONMENTS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "ALE/Pong-v5", "Other-v0")

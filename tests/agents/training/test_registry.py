@@ -14,11 +14,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import DoubleDQN, KernelDDQN, KernelQ
+from agents.common.schema import ConfigError
 from agents.kernel_ddqn import KernelConfig
 from agents.training.command_line import split_flags
 from agents.training.config import KernelTrainConfig, RunConfig, TrainConfig
 from agents.training.registry import AGENTS, build_model, find_agent, fitting_policy
-from agents.training.schema import ConfigError
 from agents.training.settings import resolve
 
 SMALL = ("--buffer-size", "200", "--learning-starts", "10")

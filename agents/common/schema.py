@@ -44,6 +44,14 @@ class Range:
         return " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit))
 
 
+Count = Annotated[int, Range(least=1)]
+NonNegative = Annotated[int, Range(least=0)]
+NonNegativeReal = Annotated[float, Range(least=0.0)]
+Positive = Annotated[float, Range(above=0.0)]
+Fraction = Annotated[float, Range(least=0.0, most=1.0)]
+PositiveFraction = Annotated[float, Range(above=0.0, most=1.0)]
+
+
 @dataclass(frozen=True)
 class CommandLineOnly:
     """Marks, beside a type in `Annotated`, what concerns one call of a command and is never saved with a run."""
