@@ -30,7 +30,7 @@ HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit status is 2 for bad input 1 for a run that had to stop, 130 for an interrupted one."""
+    """Run the command; the exit status is 2 for bad input, 1 for a run that had to stop, 130 for an interrupted one."""
     try:
         config = resolve(split_flags([word for word in argv if word not in HELP]))
         if any(word in HELP for word in argv):

@@ -6,18 +6,22 @@ check_installation()
 
 from agents.double_dqn import DoubleDQN  # noqa: E402  a foreign `skrl` must be named before anything imports from it
 from agents.kernel_ddqn import (  # noqa: E402
+    KernelCnnPolicy,
     KernelConfig,
     KernelDDQN,
     KernelDQNPolicy,
+    KernelMultiInputPolicy,
     KernelQ,
     KernelRefreshCallback,
 )
 
 __all__ = [
     "DoubleDQN",
+    "KernelCnnPolicy",
     "KernelConfig",
     "KernelDDQN",
     "KernelDQNPolicy",
+    "KernelMultiInputPolicy",
     "KernelQ",
     "KernelRefreshCallback",
 ]

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional
@@ -81,15 +81,16 @@ class DoubleDQN(DQN):
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        statistics: dict[str, Tensor] = {}
+        statistics: dict[str, list[Tensor]] = {}
         for _ in range(gradient_steps):
-            statistics = self._update(self._sample_batch(batch_size))
+            for name, value in self._update(self._sample_batch(batch_size)).items():
+                statistics.setdefault(name, []).append(value)
             self._n_updates += 1
         self.policy.set_training_mode(False)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/nonfinite_skipped", self.nonfinite_guard.skipped)
-        for name, value in statistics.items():
-            self.logger.record(f"train/{name}", float(value))
+        for name, values in statistics.items():
+            self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
 
     def predict(
         self,
@@ -180,6 +181,11 @@ class DoubleDQN(DQN):
             "target_q_mean": target.mean(),
             "td_error_abs_mean": (q_values.detach() - target).abs().mean(),
         }
+
+    def _excluded_save_params(self) -> list[str]:
+        """What SB3 leaves out, and the n-step buffer class, which it chose itself and would warn about on load."""
+        derived = self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1
+        return [*super()._excluded_save_params(), *(["replay_buffer_class"] if derived else [])]
 
     def _store_transition(
         self,

@@ -33,6 +33,9 @@ class Grid:
     seeds: int = 5
     """Seeds 0 … seeds − 1."""
 
+    overrides: tuple[str, ...] = ()
+    """Settings for every run, as NAME=VALUE: `kernel.exploration_bonus=0`, for an ablation in a folder of its own."""
+
     eval_episodes: int = 5
     """Greedy episodes of every evaluation during training; the final one has 20."""
 
@@ -54,7 +57,7 @@ class Cell:
     env: str
     seed: int
     folder: Path
-    eval_episodes: int
+    settings: tuple[str, ...]
 
     @property
     def run_dir(self) -> Path:
@@ -64,7 +67,10 @@ class Cell:
     def command(self) -> list[str]:
         """The `train.py` call."""
         words = ["train.py", "--agent", self.agent, "--env", self.env, "--seed", str(self.seed)]
-        words += ["--n-eval-episodes", str(self.eval_episodes), "--threads", "1", "--no-progress-bar"]
+        for setting in self.settings:
+            name, value = setting.split("=", 1)
+            words += [f"--{name.replace('_', '-')}", value]
+        words += ["--threads", "1", "--no-progress-bar"]
         return [sys.executable, *words, "--run-dir", str(self.run_dir)]
 
 
@@ -85,7 +91,7 @@ def main() -> int:
     grid = tyro.cli(Grid, description=__doc__)
     # Seed by seed, so that an interrupted study compares every agent on the same seeds.
     cells = [
-        Cell(agent, env, seed, grid.folder, grid.eval_episodes)
+        Cell(agent, env, seed, grid.folder, (*grid.overrides, f"n_eval_episodes={grid.eval_episodes}"))
         for seed in range(grid.seeds)
         for env in grid.envs
         for agent in grid.agents
@@ -93,6 +99,9 @@ def main() -> int:
     if grid.action == "print":
         print("\n".join(" ".join(cell.command()) for cell in cells))
         return 0
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python", "benchmarks/learning_curves.py", *sys.argv[1:]])
+    (grid.folder / "command.txt").write_text(command + "\n")
     failed = []
     with ThreadPoolExecutor(grid.jobs) as pool:
         futures = {pool.submit(run_cell, cell): cell for cell in cells}

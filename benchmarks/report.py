@@ -37,9 +37,6 @@ class Report:
     baseline: str = "ddqn"
     """Agent that wall clock is compared with."""
 
-    command: str = "python benchmarks/learning_curves.py"
-    """The command that made the runs, to stand beside the figures."""
-
 
 def read_runs(folder: Path) -> Runs:
     """Results by environment and agent, ordered by seed."""
@@ -127,8 +124,9 @@ def _provenance(runs: Runs, report: Report) -> str:
     results: Sequence[dict[str, Any]] = [result for group in runs.values() for result in group]
     commits = ", ".join(sorted({str(result["commit"])[:12] for result in results}))
     versions = ", ".join(f"{name} {version}" for name, version in results[0]["versions"].items())
+    command = (report.folder / "command.txt").read_text().strip()
     return (
-        f"`{report.command}` · commit {commits} · {platform.machine()}, one thread per run · {versions}.\n\n"
+        f"`{command}` · commit {commits} · {platform.machine()}, one thread per run · {versions}.\n\n"
         "AUC: mean greedy return of the evaluations during training (every tenth of the budget). "
         "Final: greedy return after the budget. IQM: interquartile mean over seeds, 95 % bootstrap interval."
     )
@@ -151,6 +149,7 @@ def main() -> int:
         print(f"no finished run below {report.folder}; run benchmarks/learning_curves.py first", file=sys.stderr)
         return 1
     results = ROOT / "benchmarks" / "results"
+    results.mkdir(parents=True, exist_ok=True)
     write_table(runs, report, results / f"{report.name}.md")
     write_csv(runs, results / f"{report.name}.csv")
     plot_curves(runs, results / f"{report.name}.png")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,13 @@ def main() -> None:
         }
         print(f"{env}: {mine:.2f} ms against {theirs:.2f} ms a step, ratio {mine / theirs:.2f}", flush=True)
     report = {
-        "command": f"python benchmarks/step_time.py --share {settings.share} --rounds {settings.rounds}",
+        "command": " ".join(["python", "benchmarks/step_time.py", *sys.argv[1:]]),
         "commit": commit(),
         "machine": f"{platform.machine()}, one thread",
         "versions": versions(),
         "results": rows,
     }
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "step_time.json").write_text(json.dumps(report, indent=2) + "\n")
 
 

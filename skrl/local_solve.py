@@ -114,11 +114,12 @@ def factorise(
     return LocalSystem(factor, torch.where(failed.unsqueeze(-1), 0.0, cross), mask, jittered, failed)
 
 
-def averaging_weights(
-    neighbors: Neighbors, kernel: Kernel, lengthscale: Float[Tensor, ""] | float
-) -> Float[Tensor, "*batch k"]:
-    """Normalised kernel weights κ_i / Σ_j κ_j (Nadaraya–Watson), zero where a neighbour is missing, [*batch, B, k]."""
-    values = torch.where(neighbors.mask, kernel(neighbors.distances / lengthscale), 0.0)
+def averaging_weights(values: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+    """Normalised kernel weights κ_i / Σ_j κ_j (Nadaraya–Watson), [*batch, B, k].
+
+    Args:
+        values: κ_i of the neighbours, zero where one is missing, [*batch, B, k].
+    """
     total = values.sum(-1, keepdim=True)
     return values / torch.where(total > 0, total, 1.0)
 

@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from skrl.kernels import Kernel, make_kernel
-from skrl.local_solve import LocalSystem, Prediction, factorise
-from skrl.neighbors import ExactSearch, Neighbors, NeighborSearch, gather_points
+from skrl.local_solve import Prediction, factorise
+from skrl.neighbors import ExactSearch, NeighborSearch, gather_points
 from skrl.shapes import Float, Tensor
-from skrl.tuning import leave_one_out_ridge, neighbor_lengthscale
+from skrl.tuning import leave_one_out_ridge, neighbor_lengthscale, probes
+
+MAX_GRAM = 1 << 24
+"""Entries of all Gram matrices that one chunk of queries may hold (64 MiB in float32)."""
 
 PriorMean = Callable[[Tensor], Tensor]
 """Any map from features [n, d] to targets [n, c]; a neural network, say."""
@@ -53,17 +56,25 @@ def sparse_kernel(
         Mean [B, c] and variance [B], in the dtype of the queries. Without supports: the prior mean and variance 1.
     """
     residuals = targets if prior_mean is None else targets - prior_mean(features)
-    precise = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(queries.device.type, enabled=False):
-        points = features.to(precise)
-        neighbors = (search or ExactSearch())(queries.to(precise), points, k)
-        system = factorise(neighbors, points, make_kernel(kernel), lengthscale, ridge)
-        weights = system.weights()
-        local = gather_points(residuals, neighbors.indices).to(weights.dtype)
-        mean = (weights.unsqueeze(-2) @ local).squeeze(-2)
+    points, search, kernel = _precise(features), search or ExactSearch(), make_kernel(kernel)
+    means, variances = [], []
+    for chunk in torch.split(queries, max(1, MAX_GRAM // k**2)):
+        with torch.autocast(queries.device.type, enabled=False):
+            neighbors = search(chunk.to(points.dtype), points, k)
+            system = factorise(neighbors, points, kernel, lengthscale, ridge)
+            weights = system.weights()
+            local = gather_points(residuals, neighbors.indices).to(weights.dtype)
+            means.append((weights.unsqueeze(-2) @ local).squeeze(-2))
+            variances.append(system.variance(weights))
+    mean, variance = torch.cat(means), torch.cat(variances)
     if prior_mean is not None:
         mean = mean + prior_mean(queries)
-    return Prediction(mean.to(queries.dtype), system.variance(weights).to(queries.dtype))
+    return Prediction(mean.to(queries.dtype), variance.to(queries.dtype))
+
+
+def _precise(values: Tensor) -> Tensor:
+    """At least float32: distances and solves in half precision overflow and lose their digits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class SparseKernel(nn.Module):
@@ -111,13 +122,16 @@ class SparseKernel(nn.Module):
         self.prior_mean, self.search = prior_mean, search or ExactSearch()
         self._fix_or_learn("features", features)
         self._fix_or_learn("targets", targets)
-        self.register_buffer("lengthscale", features.new_tensor(1.0 if lengthscale is None else lengthscale))
-        self.register_buffer("ridge", features.new_tensor(1e-2 if ridge is None else ridge))
-        with torch.no_grad():
-            if lengthscale is None and features.shape[0] > 1:
-                self.lengthscale.copy_(neighbor_lengthscale(self.features, k, search=self.search))
-            if ridge is None and features.shape[0] > 1:
-                self.ridge.copy_(self._tuned_ridge())
+        points = _precise(self.features.detach())
+        self.register_buffer("lengthscale", points.new_tensor(1.0 if lengthscale is None else lengthscale))
+        self.register_buffer("ridge", points.new_tensor(1e-2 if ridge is None else ridge))
+        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+            if lengthscale is None and len(points) > 1:
+                self.lengthscale.copy_(neighbor_lengthscale(points, k, search=self.search))
+            if ridge is None and len(points) > 1:
+                neighbors = self.search(probes(points), points, k)
+                residuals = _precise(self._residuals())
+                self.ridge.copy_(leave_one_out_ridge(neighbors, points, residuals, self.kernel, self.lengthscale))
 
     def forward(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries targets"]:
         """Mean prediction, [B, c]; see :meth:`predict`."""
@@ -149,10 +163,12 @@ class SparseKernel(nn.Module):
     def leave_one_out(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries k targets"]:
         """Closed-form leave-one-out errors of the neighbours of every query, [B, k, c]."""
         self._check_queries(queries)
-        neighbors = self.search(queries, self.features, self.k)
-        system = self._system(neighbors)
-        residuals = gather_points(self._residuals(), neighbors.indices).to(system.factor.dtype)
-        return system.leave_one_out(residuals).to(queries.dtype)
+        points, residuals = _precise(self.features), _precise(self._residuals())
+        with torch.autocast(queries.device.type, enabled=False):
+            neighbors = self.search(queries.to(points.dtype), points, self.k)
+            system = factorise(neighbors, points, self.kernel, self.lengthscale, self.ridge)
+            errors = system.leave_one_out(gather_points(residuals, neighbors.indices).to(points.dtype))
+        return errors.to(queries.dtype)
 
     def extra_repr(self) -> str:
         """Settings that ``print(module)`` shows."""
@@ -170,13 +186,6 @@ class SparseKernel(nn.Module):
 
     def _residuals(self) -> Tensor:
         return self.targets if self.prior_mean is None else self.targets - self.prior_mean(self.features)
-
-    def _system(self, neighbors: Neighbors) -> LocalSystem:
-        return factorise(neighbors, self.features, self.kernel, self.lengthscale, self.ridge)
-
-    def _tuned_ridge(self) -> Tensor:
-        neighbors = self.search(self.features, self.features, self.k)
-        return leave_one_out_ridge(neighbors, self.features, self._residuals(), self.kernel, self.lengthscale)
 
     def _check_queries(self, queries: Tensor) -> None:
         width = self.features.shape[-1]

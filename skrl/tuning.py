@@ -11,6 +11,18 @@ from skrl.shapes import Float, Tensor
 
 DEFAULT_RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
 
+MAX_PROBES = 512
+"""Support points on which a tuning rule looks; more would cost time and memory, not change the answer."""
+
+
+def probes(features: Float[Tensor, "points dim"]) -> Float[Tensor, "probes dim"]:
+    """At most ``MAX_PROBES`` support points, evenly spaced over the set: deterministic, and no pairs of all points."""
+    count = features.shape[-2]
+    if count <= MAX_PROBES:
+        return features
+    positions = torch.linspace(0, count - 1, MAX_PROBES, device=features.device).round().long()
+    return features.index_select(-2, positions)
+
 
 def median_neighbor_distance(neighbors: Neighbors) -> Float[Tensor, ""]:
     """Median distance to the farthest of the k neighbours, over all queries that have one; 1 when there is none.
@@ -52,7 +64,7 @@ def neighbor_lengthscale(
     """
     search = search or ExactSearch()
     with torch.no_grad():
-        return factor * median_neighbor_distance(search(features, features, k + 1))
+        return factor * median_neighbor_distance(search(probes(features), features, k + 1))
 
 
 def leave_one_out_rmse(

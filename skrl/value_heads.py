@@ -146,9 +146,9 @@ class AveragingHead(ValueHead):
         neighbors = self.search(queries, self.memory.features, self.k, self.memory.half_norms)
         values = torch.where(neighbors.mask, self.kernel(neighbors.distances / self.lengthscale), 0.0)
         failed = ~values.isfinite().all(-1)
-        weights = torch.where(failed.unsqueeze(-1), 0.0, averaging_weights(neighbors, self.kernel, self.lengthscale))
-        nearest = torch.where(failed, 0.0, values.amax(-1))
-        variance = 1.0 - nearest.square()
+        values = torch.where(failed.unsqueeze(-1), 0.0, values)
+        weights = averaging_weights(values)
+        variance = 1.0 - values.amax(-1).square()
         return LocalWeights(neighbors.indices, weights, variance, torch.zeros_like(failed), failed)
 
 

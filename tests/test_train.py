@@ -241,6 +241,14 @@ def test_the_script_itself_with_its_progress_bar(tmp_path: Path) -> None:
     assert "Traceback" not in failed.stderr
 
 
+def test_a_result_names_the_commit_of_this_code() -> None:
+    root = Path(train.__file__).resolve().parent
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    expected = head.stdout.strip() if head.returncode == 0 else None
+    found = commit()
+    assert (found or "").removesuffix("-dirty") == (expected or "")
+
+
 def test_commit_of_a_checkout(tmp_path: Path) -> None:
     assert commit(tmp_path) is None
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]

@@ -38,21 +38,23 @@ class CorrectionTable:
         self.indices = torch.zeros(sets, 0, k, dtype=torch.int32, device=device)
         self.weights = torch.zeros(sets, 0, k, device=device)
         self.corrections = torch.zeros(sets, 0, device=device)
-        self._row = 0
+        # No row is known yet, whatever the buffer already holds.
+        self._next_row: int | None = None
 
     @torch.no_grad()
     def read_features(self) -> tuple[Slots, npt.NDArray[np.bool_]]:
         """Bring the raw features up to date.
 
         Returns:
-            All filled slots, oldest first, and which of them have finite features and rewards.
+            All filled slots, oldest first, and which of them have finite features and n-step rewards.
         """
         slots = self.view.slots()
         # Running normalisation statistics change what an old observation reads as.
         self._read_raw(slots if self.view.vec_normalize is not None else self._new_slots())
-        rows = torch.from_numpy(slots)
-        finite = self.raw[rows].isfinite().all(1) & self.raw_next[rows].isfinite().all(1)
-        return slots, finite.cpu().numpy() & np.isfinite(self.view.n_step(slots).rewards)
+        steps = self.view.n_step(slots)
+        begun, ended = self.raw[torch.from_numpy(slots)], self.raw_next[torch.from_numpy(steps.last_slots)]
+        finite = begun.isfinite().all(1) & ended.isfinite().all(1)
+        return slots, finite.cpu().numpy() & np.isfinite(steps.rewards)
 
     @torch.no_grad()
     def localise(self, slots: Slots) -> Float[Tensor, ""]:
@@ -93,10 +95,12 @@ class CorrectionTable:
         return self.corrections[:, torch.from_numpy(slots).to(self.corrections.device)].mT
 
     def _new_slots(self) -> Slots:
+        """Slots filled since the last call, which must come before a whole buffer has gone by."""
         buffer = self.view.buffer
-        slots = self.view.newest((buffer.pos - self._row) % buffer.buffer_size)
-        self._row = buffer.pos
-        return slots
+        known, self._next_row = self._next_row, buffer.pos
+        if known is None:
+            return self.view.slots()
+        return self.view.newest((buffer.pos - known) % buffer.buffer_size)
 
     def _read_raw(self, slots: Slots) -> None:
         if len(slots) == 0:

@@ -53,7 +53,9 @@ class ObservationFeatures(nn.Module):
     def raw(self, observations: PyTorchObs) -> Float[Tensor, "batch dim"]:
         """Flattened and projected observations before standardisation, [B, d]."""
         prepared = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
-        parts = prepared.values() if isinstance(prepared, dict) else (prepared,)
+        # The order of the space, not of the caller's dict, decides which column is which.
+        keys = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else ()
+        parts = [prepared[key] for key in keys] if isinstance(prepared, dict) else [prepared]
         flat = torch.cat([part.flatten(1).float() for part in parts], dim=1)
         return flat if self.projection is None else flat @ self.projection
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agents.common.schema import Count, Fraction, NonNegativeReal, Positive, coerce_mapping
+from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal, Positive, coerce_mapping
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class KernelConfig:
         """Coerce every field to its type and reject what is out of range."""
         for name, value in coerce_mapping(type(self), vars(self), prefix="kernel.").items():
             object.__setattr__(self, name, value)
+        if self.head == "averaging" and self.ridge != type(self).ridge:
+            raise ConfigError(f"kernel.ridge is {self.ridge}, but the averaging head solves nothing; leave ridge out")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> KernelConfig:

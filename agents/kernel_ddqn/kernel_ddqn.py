@@ -22,6 +22,7 @@ from agents.kernel_ddqn.policies import (
 )
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from skrl.shapes import Float, Tensor
+from skrl.value_heads import ResidualHead
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-4,
@@ -50,6 +51,10 @@ class KernelDDQN(DoubleDQN):
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
         **kwargs: every argument of :class:`stable_baselines3.DQN`; the defaults differ where :data:`DEFAULTS` says.
             n-step returns serve every observation space here.
+
+    Raises:
+        ValueError: the policy has no kernel, its head is one for another algorithm, or the replay buffer cannot be read
+            by slot (:class:`HerReplayBuffer`, say).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -57,6 +62,9 @@ class KernelDDQN(DoubleDQN):
         "CnnPolicy": KernelCnnPolicy,
         "MultiInputPolicy": KernelMultiInputPolicy,
     }
+    heads: ClassVar[tuple[str, ...]] = ("residual", "averaging")
+    """Value heads that the algorithm can train with."""
+
     q_net: KernelQNetwork
     q_net_target: KernelQNetwork
     policy: KernelDQNPolicy
@@ -103,15 +111,33 @@ class KernelDDQN(DoubleDQN):
         super()._setup_model()
         self.n_steps = n_steps
         self.replay_kernel = None
+        name = type(self).__name__
+        if not isinstance(self.policy, KernelDQNPolicy):
+            raise ValueError(
+                f"{name} needs a KernelDQNPolicy, but got {type(self.policy).__name__}; use 'MlpPolicy', 'CnnPolicy' "
+                "or 'MultiInputPolicy'"
+            )
+        head = self.policy.kernel.head
+        if head not in self.heads:
+            raise ValueError(
+                f"kernel.head is '{head}', but {name} takes {' or '.join(self.heads)}; "
+                "'network_free' belongs to KernelQ, the others to KernelDDQN"
+            )
+        self._view()
+
+    def _view(self) -> ReplayView:
+        """The replay buffer by slot; refuses a buffer that cannot be read so."""
+        assert self.replay_buffer is not None
+        return ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
 
     def _kernel(self) -> ReplayKernel:
-        """The kernel bound to the present buffer and networks; made anew when a buffer was loaded."""
-        assert self.replay_buffer is not None
-        if self.replay_kernel is None or self.replay_kernel.view.buffer is not self.replay_buffer:
-            view = ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
+        """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""
+        view = None if self.replay_kernel is None else self.replay_kernel.view
+        if view is None or view.buffer is not self.replay_buffer or view.vec_normalize is not self._vec_normalize_env:
             self.replay_kernel = ReplayKernel(
-                self.q_net, self.q_net_target, view, self.rng, hard_updates=self.tau == 1.0
+                self.q_net, self.q_net_target, self._view(), self.rng, hard_updates=self.tau == 1.0
             )
+        assert self.replay_kernel is not None
         return self.replay_kernel
 
     def _on_step(self) -> None:
@@ -145,15 +171,15 @@ class KernelDDQN(DoubleDQN):
     def _kernel_scalars(self, kernel: ReplayKernel) -> dict[str, float]:
         head, diagnostics = kernel.head, kernel.diagnostics
         seconds, diagnostics.refresh_seconds = diagnostics.refresh_seconds, []
+        solve = {"ridge": head.ridge, "leave_one_out_error": float(diagnostics.leave_one_out_error)}
         return {
+            **(solve if isinstance(head, ResidualHead) else {}),
             "supports": float(head.memory.sizes.sum()),
             "supports_smallest_action": float(head.memory.sizes.min()),
             "lengthscale": float(head.lengthscale),
-            "ridge": head.ridge,
             "residual_abs_mean": float(diagnostics.residual_abs_mean),
             "variance_mean": float(diagnostics.variance_mean),
             "greedy_changed_share": float(diagnostics.changed_share),
-            "leave_one_out_error": float(diagnostics.leave_one_out_error),
             "fallbacks": float(head.fallbacks),
             "jitters": float(head.jitters),
             "refresh_ms": 1e3 * float(np.mean(seconds)) if seconds else 0.0,

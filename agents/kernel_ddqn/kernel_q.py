@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -24,12 +23,14 @@ class KernelQ(KernelDDQN):
     Args:
         policy: as in :class:`KernelDDQN`.
         env: as in :class:`KernelDDQN`.
-        kernel: settings of the kernel; the head is always the network-free one.
+        kernel: settings of the kernel, whose head must be the network-free one (as it is when left out).
         **kwargs: as in :class:`KernelDDQN`, without those in :data:`GRADIENT_SETTINGS`.
 
     Raises:
         ValueError: a setting of the gradient step was given, which this agent could not honour.
     """
+
+    heads: ClassVar[tuple[str, ...]] = ("network_free",)
 
     def __init__(
         self,
@@ -45,8 +46,9 @@ class KernelQ(KernelDDQN):
                     f"KernelQ takes no gradient steps, so {name}={kwargs[name]!r} has no meaning; leave it out"
                 )
         self._bad_transitions = 0
-        config = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
-        super().__init__(policy, env, kernel=replace(config, head="network_free"), **kwargs)
+        if not isinstance(kernel, KernelConfig):
+            kernel = KernelConfig.from_mapping({"head": "network_free", **(kernel or {})})
+        super().__init__(policy, env, kernel=kernel, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log.

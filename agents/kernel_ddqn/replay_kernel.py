@@ -18,7 +18,7 @@ from skrl.local_weights import bounded_correction
 from skrl.memory import newest_and_uniform
 from skrl.shapes import Float, Tensor
 from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
-from skrl.value_heads import NetworkFreeHead
+from skrl.value_heads import NetworkFreeHead, ResidualHead
 
 CHUNK = 1024
 """Observations that one forward pass of a refresh holds at once."""
@@ -37,7 +37,6 @@ class Supports(NamedTuple):
         rewards: n-step returns, [m].
         discounts: γʰ or zero, [m].
         next_observations: where they lead, [m, ...].
-        slots: where they begin in the replay buffer, [m].
         indices: neighbours of the next observations, as positions in their action's set, [A, m, k].
         weights: their weights, [A, m, k].
         next_corrections: R(s', ·) that a network-free backup starts from, [A, m].
@@ -49,7 +48,6 @@ class Supports(NamedTuple):
     rewards: Tensor
     discounts: Tensor
     next_observations: PyTorchObs
-    slots: Slots
     indices: Tensor
     weights: Tensor
     next_corrections: Tensor
@@ -129,7 +127,8 @@ class ReplayKernel:
         self.diagnostics.variance_mean = self.table.localise(slots)
         self.supports = self._describe(chosen.reshape(-1), before)
         self.rebase()
-        self.diagnostics.leave_one_out_error = self._leave_one_out_error()
+        if isinstance(self.head, ResidualHead):
+            self.diagnostics.leave_one_out_error = self._leave_one_out_error()
 
     @torch.no_grad()
     def rebase(self) -> None:
@@ -171,7 +170,8 @@ class ReplayKernel:
     def _choose(self, slots: Slots) -> tuple[Slots, Tensor]:
         """Slots of the supports per action, [A, C] with padding, and how many are real, [A]."""
         memory = self.head.memory
-        actions = self.view.actions(slots).cpu().numpy()
+        row, env = np.divmod(slots, self.view.buffer.n_envs)
+        actions = self.view.buffer.actions[row, env, 0]
         chosen = np.full((memory.sets, memory.capacity), slots[0])
         sizes = torch.zeros(memory.sets, dtype=torch.long, device=memory.sizes.device)
         for action in range(memory.sets):
@@ -215,7 +215,6 @@ class ReplayKernel:
             rewards=torch.from_numpy(steps.rewards).to(device),
             discounts=torch.from_numpy(steps.discounts).to(device),
             next_observations=self.view.next_observations(steps.last_slots),
-            slots=chosen,
             indices=self.table.indices[:, last],
             weights=self.table.weights[:, last],
             next_corrections=known,

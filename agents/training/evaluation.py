@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
+from agents.common.nonfinite import NonFiniteError
 from agents.training.config import RunConfig
 
 PERIODIC_SEED_OFFSET = 10_000
@@ -119,6 +120,11 @@ class PeriodicEvaluation(BaseCallback):
         return True
 
     def _evaluate(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
+            raise NonFiniteError(
+                f"stopped at step {self.num_timesteps}: the network's parameters are not finite. "
+                f"{type(self.model).__name__} does not skip bad updates; ddqn and the kernel agents do"
+            )
         evaluation = evaluate_greedily(self.model, self.eval_env, self.episodes, self.seed)
         if not self.mean_returns or evaluation.mean > self.best_mean_return:
             atomic_write(self.best_model, self.model.save)

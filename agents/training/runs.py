@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -22,7 +22,7 @@ from agents.training.config import QLearningConfig
 from agents.training.evaluation import FINAL_SEED_OFFSET, Evaluation, PeriodicEvaluation, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
-from agents.training.settings import dump_config
+from agents.training.settings import dump_config, load_config
 
 Checkpoint = Literal["final", "best"]
 OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*", "*-episode-0.mp4")
@@ -85,6 +85,14 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} holds a finished run; overwrite it with --force or choose another folder with --run-dir"
             )
+        if not force and any(file for pattern in OWN_FILES for file in self.path.glob(pattern)):
+            try:
+                load_config(self.config)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{self.path} holds files that are not of a run and would be replaced; choose another folder with "
+                    "--run-dir, or overwrite them with --force"
+                ) from error
 
     def clear(self) -> None:
         """Make the folder, and remove what an earlier run left in it: the result first, for it marks a finished one.
@@ -163,6 +171,8 @@ def load_model(config: QLearningConfig, env: VecEnv, file: Path) -> OffPolicyAlg
     Raises:
         ConfigError: the file is missing, is no saved model, or does not fit the settings.
     """
+    # Nothing is stored while evaluating, so nothing is reserved for it.
+    config = replace(config, buffer_size=1)
     if not file.is_file():
         raise ConfigError(f"there is no {file.name} in {file.parent}; has the run come so far?")
     model = build_model(config, env)

@@ -97,6 +97,28 @@ def test_environments_explore_independently() -> None:
     assert 0.1 < different < 0.4  # a quarter: explored with 1/2, another action with 1/2
 
 
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_batches_carry_n_step_returns_and_their_own_discounts(n_steps) -> None:
+    """The reward of CartPole is always one, so a return over h steps is (1 − γʰ) / (1 − γ)."""
+    settings = {**SETTINGS, "learning_starts": 10_000}
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", n_steps=n_steps, gamma=0.9, **settings).learn(300)
+    batch = model._sample_batch(500)
+    returns = torch.tensor([sum(0.9**j for j in range(steps)) for steps in range(1, n_steps + 1)])
+    lengths = (batch.rewards.unsqueeze(1) - returns).abs().argmin(1) + 1
+    assert torch.allclose(batch.rewards, returns[lengths - 1])
+    terminal = batch.discounts == 0
+    assert terminal.any()
+    assert torch.allclose(batch.discounts[~terminal], 0.9 ** lengths[~terminal].float())
+    assert (lengths == n_steps).float().mean() > 0.5
+
+
+def test_loading_an_n_step_model_keeps_its_returns(tmp_path) -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", n_steps=3, **SETTINGS).learn(60)
+    model.save(tmp_path / "model.zip")
+    loaded = DoubleDQN.load(tmp_path / "model.zip", env=gym.make("CartPole-v1"))
+    assert loaded.n_steps == loaded.replay_buffer.n_steps == 3
+
+
 def test_one_update_is_huber_regression_on_the_double_q_target() -> None:
     model = DoubleDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "learning_starts": 10_000}).learn(64)
     for parameter in model.q_net_target.parameters():

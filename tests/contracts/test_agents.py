@@ -154,7 +154,7 @@ def test_learns_from_several_environments_with_callbacks_and_schedules(agent) ->
 
 
 @pytest.mark.parametrize(("policy", "env_class"), [("CnnPolicy", PictureEnv), ("MultiInputPolicy", DictEnv)])
-def test_learns_from_pictures_and_dicts_with_n_step_returns(policy, env_class) -> None:
+def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(policy, env_class, tmp_path) -> None:
     if policy == "MultiInputPolicy":
         settings = {"policy_kwargs": {"net_arch": [16]}}
     else:
@@ -162,8 +162,11 @@ def test_learns_from_pictures_and_dicts_with_n_step_returns(policy, env_class) -
     model = AGENTS["kernel_ddqn"][1](policy, env_class(), seed=0, n_steps=3, **settings).learn(150)
     assert model.replay_kernel.supports is not None
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
-    loaded_action, _ = model.predict(model.env.reset(), deterministic=True)
-    assert loaded_action.shape == (1,)
+    model.save(tmp_path / "model.zip")
+    loaded = KernelDDQN.load(tmp_path / "model.zip", device="cpu")
+    observation, _ = model.policy.obs_to_tensor(model.env.reset())
+    with torch.no_grad():
+        assert torch.equal(model.policy.q_net(observation), loaded.policy.q_net(observation))
 
 
 def test_solves_the_identity_toy(agent) -> None:

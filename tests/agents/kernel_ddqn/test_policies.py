@@ -5,10 +5,14 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelRefreshCallback
+from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
+from agents.kernel_ddqn.features import ObservationFeatures
+from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from skrl.kernels import KERNELS
 from skrl.value_heads import HEADS
 
@@ -49,6 +53,51 @@ def test_the_callback_fills_and_renews_the_memory_of_sb3s_dqn() -> None:
     observations = torch.randn(5, 4)
     model.policy.set_training_mode(False)
     assert not torch.equal(online(observations), online.prior_mean(observations))
+
+
+def test_the_callback_refreshes_between_target_update_and_gradient_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    equal = []
+    original = ReplayKernel.refresh
+
+    def spy(self: ReplayKernel, steps: int) -> None:
+        pairs = zip(self.q_net.q_net.parameters(), self.q_net_target.q_net.parameters(), strict=True)
+        equal.append(all(torch.equal(online, target) for online, target in pairs))
+        original(self, steps)
+
+    monkeypatch.setattr(ReplayKernel, "refresh", spy)
+    _with_kernel().learn(300, callback=KernelRefreshCallback())
+    assert len(equal) >= 10
+    assert all(equal)
+
+
+def test_heads_belong_to_their_algorithms() -> None:
+    with pytest.raises(ValueError, match=r"kernel.head is 'network_free', but KernelDDQN takes residual or averaging"):
+        KernelDDQN("MlpPolicy", "CartPole-v1", kernel={"head": "network_free"})
+    with pytest.raises(ValueError, match=r"kernel.head is 'averaging', but KernelQ takes network_free"):
+        KernelQ("MlpPolicy", "CartPole-v1", kernel={"head": "averaging"})
+    with pytest.raises(ValueError, match="refreshes its own kernel"):
+        KernelDDQN("MlpPolicy", "CartPole-v1").learn(10, callback=KernelRefreshCallback())
+    with pytest.raises(ValueError, match="needs a KernelDQNPolicy, but got DQNPolicy"):
+        KernelDDQN(DQNPolicy, "CartPole-v1")
+    with pytest.raises(ValueError, match="averaging head solves nothing"):
+        KernelConfig(head="averaging", ridge=0.5)
+
+
+def test_a_buffer_that_makes_up_transitions_is_refused_at_once() -> None:
+    class Relabelling(ReplayBuffer):
+        pass
+
+    with pytest.raises(ValueError, match="Relabelling does not allow"):
+        KernelDDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=Relabelling)
+
+
+def test_the_order_of_a_dict_observation_does_not_matter() -> None:
+    space = spaces.Dict({"b": spaces.Box(-1, 1, (2,)), "a": spaces.Discrete(3)})
+    features = ObservationFeatures(space, projection_dim=64)
+    first = {"a": torch.tensor([1]), "b": torch.tensor([[0.1, 0.2]])}
+    second = {"b": first["b"], "a": first["a"]}
+    assert torch.equal(features(first), features(second))
+    assert features(first).tolist() == [[0.0, 1.0, 0.0, pytest.approx(0.1), pytest.approx(0.2)]]
 
 
 def test_the_callback_refuses_a_model_without_a_kernel() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gymnasium as gym
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import KernelDDQN, KernelQ
@@ -93,18 +95,41 @@ def test_the_refresh_follows_the_target_update(monkeypatch: pytest.MonkeyPatch) 
 def test_supports_are_the_newest_and_a_uniform_draw_per_action() -> None:
     model = _trained(400)
     kernel = _kernel(model)
+    slots = kernel.view.slots()
+    chosen, sizes = kernel._choose(slots)
     kernel.rebuild()
-    supports = kernel.supports
-    assert supports is not None
-    memory = model.q_net.head.memory
     for action in range(2):
-        mine = supports.slots.reshape(2, -1)[action, : memory.sizes[action]]
+        mine = chosen[action, : sizes[action]]
         taken = kernel.view.slots()[kernel.view.actions(kernel.view.slots()).numpy() == action]
         assert len(set(mine)) == min(60, len(taken))
         assert set(taken[-30:]) <= set(mine)
         assert set(mine) <= set(taken)
-        features = model.q_net.feature_map(kernel.view.observations(mine))
-        assert torch.allclose(memory.features[action, : len(mine)], features, atol=1e-6)
+
+
+def test_the_memory_holds_features_of_transitions_with_its_action() -> None:
+    model = _trained(400)
+    kernel = _kernel(model)
+    kernel.rebuild()
+    memory, slots = model.q_net.head.memory, kernel.view.slots()
+    for action in range(2):
+        taken = slots[kernel.view.actions(slots).numpy() == action]
+        features = model.q_net.feature_map(kernel.view.observations(taken))
+        stored = memory.features[action, : memory.sizes[action]]
+        distances = torch.cdist(stored, features, compute_mode="donot_use_mm_for_euclid_dist")
+        assert distances.amin(1).max() < 1e-5
+
+
+@pytest.mark.parametrize("steps", [150, 200, 290])
+def test_a_kernel_that_meets_a_wrapped_buffer_serves_all_of_it(steps: int) -> None:
+    model = _trained(steps, buffer_size=100, learning_starts=1000)
+    assert model.replay_buffer.full
+    kernel = model._kernel()
+    kernel.rebuild()
+    slots = kernel.view.slots()
+    assert len(slots) == 100
+    assert kernel.table.raw[slots].abs().sum(1).min() > 0
+    fresh = model.q_net.head.correction(model.q_net.feature_map(kernel.view.next_observations(slots)))
+    assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
 
 
 def test_a_buffer_that_wraps_around_keeps_the_cache_right() -> None:
@@ -149,23 +174,32 @@ def test_constant_features_duplicates_and_untaken_actions_have_defined_answers()
 
 
 def test_a_loaded_buffer_gets_a_kernel_of_its_own(tmp_path) -> None:
-    model = _trained()
+    model = _trained(buffer_size=150)
     first = _kernel(model)
     model.save_replay_buffer(tmp_path / "buffer.pkl")
     model.load_replay_buffer(tmp_path / "buffer.pkl")
     model.learn(40, reset_num_timesteps=False)
-    assert _kernel(model) is not first
-    assert _kernel(model).view.buffer is model.replay_buffer
-    assert _kernel(model).supports is not None
+    kernel = _kernel(model)
+    assert kernel is not first
+    assert kernel.view.buffer is model.replay_buffer
+    kernel.extend()
+    slots = kernel.view.slots()
+    fresh = model.q_net.head.correction(model.q_net.feature_map(kernel.view.next_observations(slots)))
+    assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
 
 
 def test_normalised_observations_are_read_as_the_network_sees_them() -> None:
     env = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     model = _trained(env=env)
     kernel = _kernel(model)
-    slots = kernel.view.slots()[:5]
-    stored = model.replay_buffer.observations[slots, 0]
-    assert np.allclose(kernel.view.observations(slots).numpy(), env.normalize_obs(stored), atol=1e-5)
+    kernel.rebuild()
+    slots = kernel.view.slots()
+    seen = torch.from_numpy(env.normalize_obs(model.replay_buffer.next_observations[slots, 0]))
+    fresh = model.q_net.head.correction(model.q_net.feature_map(seen))
+    assert fresh.abs().max() > 0
+    assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-4)
+    rewards = env.normalize_reward(model.replay_buffer.rewards[slots, 0])
+    assert np.allclose(kernel.view.n_step(slots[-1:]).rewards, rewards[-1:])
 
 
 def test_wide_observations_are_projected() -> None:
@@ -185,9 +219,13 @@ def test_wide_observations_are_projected() -> None:
     assert not any("projection" in name for name in model.policy.state_dict())
 
 
-def test_kernel_scalars_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _trained()
-    scalars = model._kernel_scalars(_kernel(model))
+def test_kernel_scalars_are_logged(tmp_path) -> None:
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    model.set_logger(configure(str(tmp_path), ["json"]))
+    model.learn(300, log_interval=1)
+    model.logger.close()
+    last = json.loads((tmp_path / "progress.json").read_text().splitlines()[-1])
+    scalars = {name.removeprefix("kernel/"): value for name, value in last.items() if name.startswith("kernel/")}
     assert set(scalars) == {
         "supports",
         "supports_smallest_action",
