@@ -18,6 +18,7 @@ from statistics_of_curves import Interval, area_under_curve, bootstrap_interval,
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = ("#777777", "#c2410c", "#1d4ed8", "#15803d", "#7e22ce")
@@ -112,6 +113,8 @@ def plot_curves(runs: Runs, path: Path) -> None:
                 panel.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
         panel.set_title(env)
         panel.set_xlabel("environment steps")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         panel.grid(alpha=0.25)
     panels[0][0].set_ylabel("greedy return")
     panels[0][0].legend(frameon=False)
