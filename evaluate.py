@@ -13,7 +13,8 @@ try:
 
     check_installation()
 except ImportError as error:
-    print(f"evaluate.py: {error}", file=sys.stderr)
+    advice = "; use .venv/bin/python, which `make train` sets up" if isinstance(error, ModuleNotFoundError) else ""
+    print(f"evaluate.py: {error}{advice}", file=sys.stderr)
     sys.exit(2)
 
 import torch

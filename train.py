@@ -10,7 +10,8 @@ try:
 
     check_installation()
 except ImportError as error:
-    print(f"train.py: {error}", file=sys.stderr)
+    advice = "; use .venv/bin/python, which `make train` sets up" if isinstance(error, ModuleNotFoundError) else ""
+    print(f"train.py: {error}{advice}", file=sys.stderr)
     sys.exit(2)
 
 from gymnasium.error import DependencyNotInstalled

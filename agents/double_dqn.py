@@ -14,9 +14,10 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional
+from typing_extensions import Self
 
 from agents.common.atomic_save import atomic_write
 from agents.common.nonfinite import NonFiniteGuard, Observation
@@ -91,6 +92,25 @@ class DoubleDQN(DQN):
         self.logger.record("train/nonfinite_skipped", self.nonfinite_guard.skipped)
         for name, values in statistics.items():
             self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Learn as SB3 does; TensorBoard runs are named after the algorithm's class unless another name is given."""
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name or type(self).__name__,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
 
     def predict(
         self,
