@@ -15,7 +15,7 @@ MAX_PROBES = 512
 """Support points on which a tuning rule looks; more would cost time and memory, not change the answer."""
 
 
-def probes(features: Float[Tensor, "points dim"]) -> Float[Tensor, "probes dim"]:
+def probes(features: Float[Tensor, "*batch points dim"]) -> Float[Tensor, "*batch probes dim"]:
     """At most ``MAX_PROBES`` support points, evenly spaced over the set: deterministic, and no pairs of all points."""
     count = features.shape[-2]
     if count <= MAX_PROBES:

@@ -9,10 +9,12 @@ from skrl.kernels import Gaussian, Matern32
 from skrl.neighbors import ExactSearch, Neighbors
 from skrl.tuning import (
     DEFAULT_RIDGES,
+    MAX_PROBES,
     leave_one_out_ridge,
     leave_one_out_rmse,
     median_neighbor_distance,
     neighbor_lengthscale,
+    probes,
 )
 
 
@@ -128,3 +130,13 @@ def test_ridge_of_duplicates_with_conflicting_targets_is_finite() -> None:
     neighbors = ExactSearch()(features, features, 8)
     ridge = leave_one_out_ridge(neighbors, features, torch.randn(20, 1), Matern32(), 1.0)
     assert ridge.item() == 1.0
+
+
+def test_tuning_looks_at_a_bounded_number_of_points_spread_over_the_set() -> None:
+    features = torch.arange(3 * MAX_PROBES, dtype=torch.float64).unsqueeze(1)
+    looked_at = probes(features).squeeze(1)
+    assert len(looked_at) == MAX_PROBES
+    assert looked_at[0] == features[0]
+    assert looked_at[-1] == features[-1]
+    assert looked_at.diff().min() >= 2
+    assert torch.equal(probes(features[:7]), features[:7])
