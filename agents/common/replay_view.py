@@ -90,10 +90,14 @@ class ReplayView:
             return rows
         return rows * buffer.n_envs + rng.integers(buffer.n_envs, size=count)
 
-    def actions(self, slots: Slots) -> torch.Tensor:
-        """Discrete actions, [m]."""
+    def stored_actions(self, slots: Slots) -> npt.NDArray[np.int64]:
+        """Discrete actions as the buffer holds them, [m]."""
         row, env = np.divmod(slots, self.buffer.n_envs)
-        return torch.as_tensor(self.buffer.actions[row, env, 0].astype(np.int64), device=self.buffer.device)
+        return np.asarray(self.buffer.actions[row, env, 0], dtype=np.int64)
+
+    def actions(self, slots: Slots) -> torch.Tensor:
+        """Discrete actions on the agent's device, [m]."""
+        return torch.as_tensor(self.stored_actions(slots), device=self.buffer.device)
 
     def observations(self, slots: Slots) -> PyTorchObs:
         """Observations in which the transitions began, [m, ...], normalised as for the network."""

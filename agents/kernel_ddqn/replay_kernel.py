@@ -170,8 +170,7 @@ class ReplayKernel:
     def _choose(self, slots: Slots) -> tuple[Slots, Tensor]:
         """Slots of the supports per action, [A, C] with padding, and how many are real, [A]."""
         memory = self.head.memory
-        row, env = np.divmod(slots, self.view.buffer.n_envs)
-        actions = self.view.buffer.actions[row, env, 0]
+        actions = self.view.stored_actions(slots)
         chosen = np.full((memory.sets, memory.capacity), slots[0])
         sizes = torch.zeros(memory.sets, dtype=torch.long, device=memory.sizes.device)
         for action in range(memory.sets):

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from agents.common.schema import (
     CommandLineOnly,
-    ConfigError,
     Count,
     Fraction,
     NonNegative,
@@ -17,9 +16,6 @@ from agents.common.schema import (
     coerce_mapping,
 )
 from agents.kernel_ddqn.kernel_config import KernelConfig
-
-__all__ = ["ConfigError", "KernelConfig", "KernelQConfig", "KernelTrainConfig", "QLearningConfig", "RunConfig"]
-__all__ += ["TrainConfig"]
 
 
 @dataclass(frozen=True)
