@@ -6,6 +6,9 @@ import torch
 
 from skrl.shapes import Float, Tensor
 
+SAMPLE = 64
+"""Points whose median is taken, up to twice as many; more would cost time, and change the centre by little."""
+
 
 def safe_sqrt(squared: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Square root whose gradient at zero is zero instead of infinite.
@@ -60,6 +63,45 @@ def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tens
     squared = sums - 2.0 * products
     noise = (4.0 * torch.finfo(points.dtype).eps) * sums.detach()
     return safe_sqrt(torch.where(squared <= noise, 0.0, squared))
+
+
+def median_point(points: Float[Tensor, "*batch points dim"]) -> Float[Tensor, "*batch one dim"]:
+    """Median of every coordinate over evenly spaced points.
+
+    A mean would follow a single point that is far away, and the digits of all others would be lost.
+
+    Args:
+        points: [*batch, M, d].
+
+    Returns:
+        [*batch, 1, d]; zero where there is none, or where it is not finite.
+    """
+    sample = points[..., :: max(1, points.shape[-2] // SAMPLE), :]
+    if sample.shape[-2] == 0:
+        return points.new_zeros(*points.shape[:-2], 1, points.shape[-1])
+    # Sorted, since the median of an accelerator is not deterministic.
+    middle = (sample.shape[-2] - 1) // 2
+    return sample.sort(-2).values[..., middle : middle + 1, :].nan_to_num(0.0, 0.0, 0.0)
+
+
+def centred_points(
+    features: Float[Tensor, "*batch points dim"], unit: Float[Tensor, ""] | Float[Tensor, " dim"] | float = 1.0
+) -> tuple[Float[Tensor, "*batch points dim"], Float[Tensor, "*batch one dim"], Float[Tensor, "*batch points"]]:
+    """Points around a centre, in the given unit; empty slots for those that are not finite, or whose norm is not.
+
+    Args:
+        features: [*batch, M, d].
+        unit: one, or one per dimension.
+
+    Returns:
+        Points, [*batch, M, d], zero in an empty slot; their centre, [*batch, 1, d]; ½‖x‖² of the points, +∞ for an
+        empty slot, [*batch, M].
+    """
+    centre = median_point(features)
+    points = (features - centre) / unit
+    half_norms = 0.5 * points.square().sum(-1)
+    filled = half_norms.isfinite()
+    return torch.where(filled.unsqueeze(-1), points, 0.0), centre, torch.where(filled, half_norms, torch.inf)
 
 
 def ranking_scores(

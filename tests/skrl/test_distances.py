@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from skrl.distances import block_distances, cross_distances, ranking_scores, safe_sqrt
+from skrl.distances import (
+    block_distances,
+    centred_points,
+    cross_distances,
+    median_point,
+    ranking_scores,
+    safe_sqrt,
+)
 
 OFFSET = 1e4
 
@@ -129,3 +136,41 @@ def test_infinite_half_norm_excludes_a_point() -> None:
     features = torch.tensor([[1.0], [2.0]])
     scores = ranking_scores(torch.tensor([[2.0]]), features, torch.tensor([float("inf"), 2.0]))
     assert scores.tolist() == [[float("inf"), -2.0]]
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 200, 1000])
+def test_median_point_lies_amidst_the_points(batch: tuple[int, ...], count: int) -> None:
+    """Within the middle half of every coordinate, whatever a few far points do."""
+    points = torch.randn(*batch, count, 4)
+    points[..., : count // 10, 1] = 1e30
+    centre = median_point(points)
+    assert centre.shape == (*batch, 1, 4)
+    below = (points < centre).float().mean(-2)
+    assert ((below > 0.25 if count > 2 else below >= 0.0) & (below < 0.75)).all()
+
+
+def test_median_point_where_there_is_none() -> None:
+    assert median_point(torch.zeros(2, 0, 3)).tolist() == [[[0.0] * 3]] * 2
+    assert median_point(torch.full((4, 3), float("nan"))).tolist() == [[0.0] * 3]
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.25, torch.tensor([0.5, 1.0, 4.0])])
+def test_centred_points_keep_their_differences(unit: Tensor | float) -> None:
+    points = OFFSET + torch.randint(-8, 8, (2, 40, 3)).float()
+    centred, centre, half_norms = centred_points(points, unit)
+    assert torch.equal(centred * unit + centre, points)
+    assert centred.abs().max() < 16.0 / torch.as_tensor(unit).min()
+    torch.testing.assert_close(half_norms, 0.5 * centred.square().sum(-1))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e30])
+def test_a_point_whose_norm_is_not_finite_is_an_empty_slot(value: float) -> None:
+    points = torch.randn(10, 3)
+    points[4, 1] = value
+    centred, centre, half_norms = centred_points(points)
+    assert half_norms.isfinite().tolist() == [row != 4 for row in range(10)]
+    assert half_norms[4] == float("inf")
+    assert centred[4].tolist() == [0.0] * 3
+    assert centred.isfinite().all()
+    assert centre.abs().max() < 3.0

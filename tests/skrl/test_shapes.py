@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from skrl import sparse_kernel
+from skrl.functional import make_support
 
 WITHOUT_EXTRAS = """
 import sys
@@ -32,7 +33,7 @@ def test_a_wrong_shape_fails_in_tests() -> None:
 
 def test_a_wrong_dtype_fails_in_tests() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
-        sparse_kernel(torch.zeros(1, 2), torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.long))
+        make_support(torch.zeros(4, 2, dtype=torch.long), 1.0)
 
 
 def test_core_needs_torch_alone() -> None:
