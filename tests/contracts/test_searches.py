@@ -8,15 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from skrl.neighbors import ExactSearch, NeighborSearch, gather_points
+from skrl.approximate_search import AVAILABLE, HnswSearch, IvfSearch
+from skrl.exact_search import ExactSearch
+from skrl.neighbors import NeighborSearch, gather_points
 
 SEARCHES: dict[str, Callable[[], NeighborSearch]] = {
     "exact": ExactSearch,
+    "hnsw": HnswSearch,
+    "ivf": IvfSearch,
 }
+NEED_FAISS = {"hnsw", "ivf"}
 
 
 @pytest.fixture(params=SEARCHES)
 def search(request: pytest.FixtureRequest) -> NeighborSearch:
+    if request.param in NEED_FAISS and not AVAILABLE:
+        pytest.skip("FAISS is not installed")
     return SEARCHES[request.param]()
 
 
@@ -38,6 +45,31 @@ def test_finds_the_nearest(
     assert neighbors.distances.dtype == dtype
     assert neighbors.mask.all()
     torch.testing.assert_close(neighbors.distances, expected, rtol=1e-5, atol=1e-5)
+
+
+def noise(count: int) -> Tensor:
+    return torch.randn(count, 8)
+
+
+def clumps(count: int) -> Tensor:
+    centres = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    return centres[torch.randint(50, (count,))] + 0.05 * torch.randn(count, 8)
+
+
+def duplicates(count: int) -> Tensor:
+    return torch.randint(-2, 3, (count, 8))[:, :3].repeat(1, 2).float()
+
+
+@pytest.mark.parametrize("data", [noise, clumps, duplicates])
+def test_finds_nearly_all_among_many(search: NeighborSearch, data: Callable[[int], Tensor]) -> None:
+    """At least 95 % of what is found is no farther than the true k-th neighbour; an exact search misses nothing."""
+    queries, features = data(60), data(5000)
+    neighbors = search(queries, features, 16)
+    farthest = true_distances(queries, features).kthvalue(16, dim=-1, keepdim=True).values
+    assert neighbors.mask.all()
+    assert (neighbors.indices.sort(-1).values.diff() > 0).all()
+    right = (neighbors.distances <= farthest * (1 + 1e-5) + 1e-5).float().mean()
+    assert right == 1.0 if isinstance(search, ExactSearch) else right >= 0.95
 
 
 def test_nearest_first(search: NeighborSearch) -> None:
