@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from skrl import compiled
-from skrl.distances import ranking_scores
+from skrl import compiled_solve, fused
+from skrl.compiled_kernels import CODES, MAX_DISTANCES, localise_one, solve_few
+from skrl.compiling import Array, compiles, over_rows
+from skrl.exact_search import ExactIndex, inner_products
 from skrl.kernels import Kernel
 from skrl.local_solve import JITTERS, factorise
-from skrl.neighbors import ExactSearch, NeighborSearch
+from skrl.neighbors import Localisation, NeighborIndex, check_localisation, local_neighbors
 from skrl.shapes import Bool, Float, Int, Tensor
 
-MAX_SCORES = 1 << 20
-"""Scores of one chunk: small enough to stay in a processor's cache between the product and the selection."""
+MAX_GRAM = 1 << 17
+"""Distances of one chunk of compiled systems: they stay in a cache between measuring and solving."""
 
 
 class LocalWeights(NamedTuple):
@@ -42,42 +44,46 @@ class LocalWeights(NamedTuple):
 def ridge_weights(
     queries: Float[Tensor, "sets queries dim"],
     features: Float[Tensor, "sets points dim"],
-    half_norms: Float[Tensor, "sets points"],
+    index: NeighborIndex,
     kernel: Kernel,
-    lengthscale: Float[Tensor, ""],
-    ridge: float,
+    lengthscale: Float[Tensor, ""] | float,
+    ridge: Float[Tensor, ""] | float,
     k: int,
-    search: NeighborSearch | None = None,
+    localisation: Localisation = "hard",
 ) -> LocalWeights:
     """Neighbours, weights and variance of every query in every set.
 
-    On a CPU, with exact search and no gradient asked for, compiled loops do the work; elsewhere plain torch does, to
-    the same numbers.
+    Where no gradient is asked for, compiled loops do the work on a CPU and a fused kernel on a GPU; elsewhere plain
+    torch does, to the same numbers.
 
     Args:
         queries: [S, B, d].
-        features: [S, M, d], roughly centred.
-        half_norms: ½‖x‖², +∞ for an empty slot, [S, M].
-        kernel: a radial kernel.
+        features: [S, M, d].
+        index: over the features.
+        kernel: a kernel.
         lengthscale: ℓ.
         ridge: λ.
-        k: neighbours per query, at most M.
-        search: how neighbours are found; exact when left out.
+        k: neighbours per query.
+        localisation: hard or continuous.
     """
-    search = search or ExactSearch()
-    if _compiles(queries, features, lengthscale) and isinstance(search, ExactSearch):
-        rows = max(1, MAX_SCORES // half_norms.numel())
-        parts = [
-            _compiled_chunk(chunk, features, half_norms, kernel, lengthscale, ridge, k)
-            for chunk in torch.split(queries, rows, dim=1)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return LocalWeights(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
-    neighbors = search(queries, features, k, half_norms)
-    system = factorise(neighbors, features, kernel, lengthscale, ridge)
+    check_localisation(localisation)
+    if kernel.is_radial and compiles(queries, features, *_tensors(lengthscale, ridge)):
+        if queries.shape[1] == 1 and type(kernel) in CODES and type(index) is ExactIndex and index.centre is None:
+            return _one_query(
+                queries, features, index.half_norms, kernel, float(lengthscale), float(ridge), k, localisation
+            )
+        found, present = index.nearest(queries, k + (localisation == "continuous"))
+        return compiled_weights(
+            queries, features, found, present, kernel, float(lengthscale), float(ridge), k, localisation
+        )
+    if not _wants_gradient(queries) and fused.fuses(kernel, k, features, lengthscale, ridge):
+        found, present = index.nearest(queries, k + (localisation == "continuous"))
+        return fused_weights(queries, features, found, present, kernel, lengthscale, ridge, k, localisation)
+    neighbors, radius = local_neighbors(index, queries, features, k, localisation)
+    system = factorise(neighbors, features, kernel, lengthscale, ridge, radius)
     weights = system.weights()
-    return LocalWeights(neighbors.indices, weights, system.variance(weights), system.jittered, system.failed)
+    failed = system.failed | ~queries.isfinite().all(-1)
+    return LocalWeights(neighbors.indices, weights, system.variance(weights), system.jittered, failed)
 
 
 def bounded_correction(
@@ -98,9 +104,9 @@ def bounded_correction(
     Returns:
         Corrections, [S, B].
     """
-    if _compiles(weights, residuals, residuals):
+    if compiles(weights, residuals):
         corrections = weights.new_empty(weights.shape[:2])
-        compiled.read_blocks(indices.numpy(), weights.numpy(), residuals.numpy(), corrections.numpy())
+        compiled_solve.read_blocks(indices.numpy(), weights.numpy(), residuals.numpy(), corrections.numpy())
         return corrections
     local = residuals.gather(1, indices.flatten(1).long()).view_as(weights)
     low, high = torch.aminmax(local, dim=-1)
@@ -108,35 +114,128 @@ def bounded_correction(
     return torch.minimum(torch.maximum(total, low.clamp(max=0.0)), high.clamp(min=0.0))
 
 
-def _compiles(queries: Tensor, features: Tensor, lengthscale: Tensor) -> bool:
-    wants_gradient = queries.requires_grad or features.requires_grad or lengthscale.requires_grad
-    plain = queries.device.type == "cpu" and queries.dtype in (torch.float32, torch.float64)
-    return compiled.AVAILABLE and plain and not (wants_gradient and torch.is_grad_enabled())
+def _tensors(*values: Tensor | float) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
 
 
-@torch.no_grad()
-def _compiled_chunk(
+def _wants_gradient(values: Tensor) -> bool:
+    return torch.is_grad_enabled() and values.requires_grad
+
+
+def fused_weights(
+    queries: Float[Tensor, "sets queries dim"],
+    features: Float[Tensor, "sets points dim"],
+    found: Int[Tensor, "*sets queries found"],
+    present: Bool[Tensor, "*sets queries found"],
+    kernel: Kernel,
+    lengthscale: Float[Tensor, ""] | float,
+    ridge: Float[Tensor, ""] | float,
+    k: int,
+    localisation: Localisation,
+) -> LocalWeights:
+    """Weights of known neighbours by the fused kernel; arguments as in :func:`compiled_weights`."""
+    windowed = localisation == "continuous"
+    solution = fused.solve(queries, features, found, present, kernel, lengthscale, ridge, k, windowed)
+    return LocalWeights(found[..., :k].reshape(solution.weights.shape), *solution)
+
+
+def compiled_weights(
+    queries: Float[Tensor, "sets queries dim"],
+    features: Float[Tensor, "sets points dim"],
+    found: Int[Tensor, "*sets queries found"],
+    present: Bool[Tensor, "*sets queries found"],
+    kernel: Kernel,
+    lengthscale: float,
+    ridge: float,
+    k: int,
+    localisation: Localisation,
+) -> LocalWeights:
+    """Weights of known neighbours by the compiled loops; arguments as in :func:`ridge_weights`.
+
+    Args:
+        queries: [S, B, d].
+        features: [S, M, d].
+        found: the min(k, M) neighbours, or one more for windows, [S, B, ·] or, of one set, [B, ·].
+        present: where a neighbour exists, likewise.
+        kernel: a radial kernel.
+        lengthscale: ℓ.
+        ridge: λ.
+        k: neighbours per query.
+        localisation: hard or continuous.
+    """
+    continuous = localisation == "continuous"
+    sets, rows = queries.shape[:2]
+    k, flat = min(k, features.shape[1]), sets * rows
+    indices, mask = (values.reshape(flat, values.shape[-1]).contiguous().numpy() for values in (found, present))
+    flattened = queries.reshape(flat, queries.shape[-1])
+    points, centres = (values.detach().contiguous().numpy() for values in (features, flattened))
+    weights, variance = np.empty((flat, k), points.dtype), np.empty(flat, points.dtype)
+    jittered, failed = np.empty((2, flat), np.bool_)
+    answers = weights, variance, jittered, failed
+    jitters, columns = np.array(JITTERS, points.dtype), k + k * (k - 1) // 2
+    code = CODES.get(type(kernel))
+    if code is not None and flat * columns <= MAX_DISTANCES:
+        few = centres, points, rows, indices, mask, jitters, continuous
+        solve_few(code, lengthscale, ridge, *few, *answers)
+        return _assembled(found, answers, centres, (sets, rows), k)
+
+    def solve(start: int, stop: int) -> None:
+        chunk_rows = max(1, MAX_GRAM // max(1, columns))
+        for first in range(start, stop, chunk_rows):
+            chunk = slice(first, min(first + chunk_rows, stop))
+            count = chunk.stop - first
+            distances = np.empty((count, columns), points.dtype)
+            windows = np.empty((count, k if continuous else 0), points.dtype)
+            compiled_solve.measure_rows(centres, points, rows, first, indices, mask, distances, windows)
+            # The kernel keeps its one formula; torch evaluates it for all systems at once.
+            values = kernel(torch.from_numpy(distances).div_(lengthscale)).numpy()
+            part = (answer[chunk] for answer in answers)
+            compiled_solve.solve_rows(values, windows, mask[chunk], kernel.prior_variance, ridge, jitters, *part)
+
+    over_rows(solve, flat, k * k * (5e-9 + 3e-11 * (points.shape[-1] + k)))
+    return _assembled(found, answers, centres, (sets, rows), k)
+
+
+def _one_query(
     queries: Tensor,
     features: Tensor,
     half_norms: Tensor,
     kernel: Kernel,
-    lengthscale: Tensor,
+    lengthscale: float,
     ridge: float,
     k: int,
+    localisation: Localisation,
 ) -> LocalWeights:
-    scores = ranking_scores(queries, features, half_norms)
-    sets, rows = queries.shape[:2]
-    dtype = scores.numpy().dtype
-    indices = np.empty((sets, rows, k), np.int64)
-    counts = np.empty((sets, rows), np.int64)
-    distances = np.empty((sets, rows, k + k * (k - 1) // 2), dtype)
-    compiled.nearest_blocks(scores.numpy(), queries.numpy(), features.numpy(), indices, counts, distances)
-    # The kernel keeps its one formula; torch evaluates it for all systems at once.
-    values = kernel(torch.from_numpy(distances).div_(lengthscale))
-    weights = np.empty((sets, rows, k), dtype)
-    variance = np.empty((sets, rows), dtype)
-    jittered, failed = np.empty((2, sets, rows), np.bool_)
-    compiled.solve_blocks(values.numpy(), counts, ridge, np.array(JITTERS, dtype), weights, variance, jittered, failed)
+    """One query in every set, as when an agent acts, with as few calls as possible."""
+    points, query, continuous = features.detach().numpy(), queries.detach().numpy()[:, 0], localisation == "continuous"
+    sets, count, dim = points.shape
+    if queries.stride(0) == 0 or sets == 1:
+        products = inner_products(points.reshape(-1, dim), query[:1]).reshape(sets, count)
+    else:
+        products = np.concatenate([inner_products(points[s], query[s : s + 1]) for s in range(sets)])
+    k, wanted = min(k, count), min(k + continuous, count)
+    indices, mask = np.empty((sets, wanted), np.int64), np.empty((sets, wanted), np.bool_)
+    weights, variance = np.empty((sets, k), points.dtype), np.empty(sets, points.dtype)
+    jittered, failed = np.empty((2, sets), np.bool_)
+    jitters: Array = np.array(JITTERS, points.dtype)
+    answers = weights, variance, jittered, failed
+    localise_one(
+        CODES[type(kernel)], lengthscale, ridge, query, products, half_norms.numpy(), points, jitters, continuous,
+        indices, mask, *answers,
+    )  # fmt: skip
+    return _assembled(torch.from_numpy(indices), answers, query, (sets, 1), k)
+
+
+def _assembled(
+    found: Tensor, answers: tuple[Array, Array, Array, Array], queries: Array, shape: tuple[int, int], k: int
+) -> LocalWeights:
+    weights, variance, jittered, failed = answers
     # No score of such a query is below +∞, so the loops saw a query without neighbours.
-    failed |= ~queries.isfinite().all(-1).numpy()
-    return LocalWeights(*map(torch.from_numpy, (indices, weights, variance, jittered, failed)))
+    failed |= ~np.isfinite(queries).all(-1)
+    return LocalWeights(
+        (found if found.shape[-1] == k else found[..., :k]).reshape(*shape, k),
+        torch.from_numpy(weights).view(*shape, k),
+        torch.from_numpy(variance).view(shape),
+        torch.from_numpy(jittered).view(shape),
+        torch.from_numpy(failed).view(shape),
+    )

@@ -1,4 +1,4 @@
-"""Local systems against explicit dense solves: weights, variance, leave-one-out errors, and bad systems."""
+"""Local systems against explicit dense solves: weights, variance and leave-one-out errors, hard and continuous."""
 
 from __future__ import annotations
 
@@ -8,16 +8,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from skrl.kernels import KERNELS, Gaussian, Laplace, Matern52, make_kernel
-from skrl.local_solve import JITTERS, LocalSystem, averaging_weights, factorise
-from skrl.neighbors import ExactSearch, Neighbors
+from skrl.exact_search import ExactSearch
+from skrl.kernels import KERNELS, Gaussian, Kernel, Laplace, Matern32, Matern52, Polynomial, WendlandC2, make_kernel
+from skrl.local_solve import LocalSystem, averaging_weights, factorise
+from skrl.neighbors import Localisation, Neighbors, local_neighbors
 
 LENGTHSCALE, RIDGE = 0.8, 0.1
 
+LOCALISATIONS: list[Localisation] = ["hard", "continuous"]
 
-def kernel_matrix(kernel: str, left: Tensor, right: Tensor) -> Tensor:
-    distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
-    return make_kernel(kernel)(distances / LENGTHSCALE)
+SYSTEMS: dict[str, Kernel] = {name: make_kernel(name) for name in KERNELS} | {
+    "sum": 0.3 * Gaussian() + 2.0 * Laplace().stretched(5.0),
+    "product": Matern32() * WendlandC2(),
+    "with a polynomial": 0.5 * Gaussian() + Polynomial(),
+}
+
+
+def kernel_matrix(kernel: Kernel, left: Tensor, right: Tensor, query: Tensor) -> Tensor:
+    """κ(x, x') by its definition; polynomials are centred at the query."""
+    if kernel == SYSTEMS["with a polynomial"]:
+        return 0.5 * kernel_matrix(Gaussian(), left, right, query) + kernel_matrix(Polynomial(), left, right, query)
+    if isinstance(kernel, Polynomial):
+        return (1.0 + (left - query) @ (right - query).mT / LENGTHSCALE**2) ** kernel.degree
+    return kernel(torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist") / LENGTHSCALE)
+
+
+def window_by_hand(query: Tensor, points: Tensor, features: Tensor, localisation: Localisation) -> Tensor:
+    """ω_i = (1 − (d_i/d_{k+1})²)² of the k points nearest to the query."""
+    if localisation == "hard":
+        return torch.ones(len(points), dtype=points.dtype)
+    radius = (features - query).norm(dim=-1).sort().values[len(points)]
+    return (1.0 - ((points - query).norm(dim=-1) / radius) ** 2) ** 2
+
+
+def localised_system(
+    queries: Tensor, features: Tensor, k: int, kernel: Kernel, localisation: Localisation, ridge: Tensor | float = RIDGE
+) -> tuple[Neighbors, LocalSystem]:
+    neighbors, radius = local_neighbors(ExactSearch().index(features), queries, features, k, localisation)
+    return neighbors, factorise(neighbors, features, kernel, LENGTHSCALE, ridge, radius)
 
 
 def local_system(queries: Tensor, features: Tensor, k: int, ridge: Tensor | float = RIDGE) -> LocalSystem:
@@ -33,23 +61,51 @@ def masked_neighbors(neighbors: Neighbors, missing: int) -> Neighbors:
     return Neighbors(*(extend(values) for values in neighbors))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("k", [1, 2, 7, 20])
-def test_weights_and_variance_equal_a_dense_solve_per_query(kernel: str, k: int) -> None:
-    queries, features = torch.randn(6, 3, dtype=torch.float64), torch.randn(20, 3, dtype=torch.float64)
-    neighbors = ExactSearch()(queries, features, k)
-    system = factorise(neighbors, features, make_kernel(kernel), LENGTHSCALE, RIDGE)
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_weights_and_variance_equal_a_dense_solve_per_query(name: str, k: int, localisation: Localisation) -> None:
+    """The continuous form is the regression with noise λ/ω_i."""
+    kernel = SYSTEMS[name]
+    queries, features = torch.randn(6, 3, dtype=torch.float64), torch.randn(21, 3, dtype=torch.float64)
+    neighbors, system = localised_system(queries, features, k, kernel, localisation)
     weights = system.weights()
     variance = system.variance(weights)
     for b in range(6):
-        points = features[neighbors.indices[b]]
-        gram = kernel_matrix(kernel, points, points) + RIDGE * torch.eye(k, dtype=torch.float64)
-        cross = kernel_matrix(kernel, queries[b : b + 1], points)[0]
-        expected = torch.linalg.solve(gram, cross)
-        torch.testing.assert_close(weights[b], expected, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(variance[b], 1.0 - cross @ expected, rtol=1e-9, atol=1e-11)
+        query, points = queries[b], features[neighbors.indices[b]]
+        noise = RIDGE / window_by_hand(query, points, features, localisation)
+        gram = kernel_matrix(kernel, points, points, query)
+        cross = kernel_matrix(kernel, query.unsqueeze(0), points, query)[0]
+        expected = torch.linalg.solve(gram + torch.diag(noise), cross)
+        prior = kernel_matrix(kernel, query.unsqueeze(0), query.unsqueeze(0), query).item()
+        torch.testing.assert_close(weights[b], expected, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(variance[b], prior - cross @ expected, rtol=1e-8, atol=1e-11)
     assert not system.jittered.any()
     assert not system.failed.any()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_variance_without_a_say_is_the_prior_variance(name: str) -> None:
+    kernel = SYSTEMS[name]
+    features = torch.zeros(1, 2, dtype=torch.float64)
+    missing = Neighbors(torch.zeros(1, 1).long(), torch.zeros(1, 1).double(), torch.zeros(1, 1).bool())
+    system = factorise(missing, features, kernel, 1.0, RIDGE)
+    assert system.variance(system.weights()).item() == kernel.prior_variance
+    if kernel.is_radial and name != "inverse_multiquadric":
+        far = factorise(ExactSearch()(features + 1e4, features, 1), features, kernel, 1.0, RIDGE)
+        assert far.variance(far.weights()).item() == kernel.prior_variance
+
+
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_weights_keep_when_kernel_and_ridge_are_scaled(localisation: Localisation) -> None:
+    """c · κ with c · λ: the same weights, c times the variance."""
+    queries, features = torch.randn(6, 3, dtype=torch.float64), torch.randn(21, 3, dtype=torch.float64)
+    _, plain = localised_system(queries, features, 5, Matern52(), localisation)
+    _, scaled = localised_system(queries, features, 5, 40.0 * Matern52(), localisation, 40.0 * RIDGE)
+    torch.testing.assert_close(scaled.weights(), plain.weights(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        scaled.variance(scaled.weights()), 40.0 * plain.variance(plain.weights()), rtol=1e-11, atol=1e-12
+    )
 
 
 def test_one_support_by_hand() -> None:
@@ -84,21 +140,26 @@ def test_batch_of_sets_equals_loop() -> None:
         )
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_leave_one_out_errors_equal_explicit_refits(kernel: str) -> None:
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_leave_one_out_equals_explicit_refits(name: str, localisation: Localisation) -> None:
+    """Errors, and the variances of the left-out values with their own noise, by literally leaving the point out."""
+    kernel = SYSTEMS[name]
     queries, features = torch.randn(3, 2, dtype=torch.float64), torch.randn(15, 2, dtype=torch.float64)
     targets = torch.randn(15, 2, dtype=torch.float64)
-    neighbors = ExactSearch()(queries, features, 8)
-    system = factorise(neighbors, features, make_kernel(kernel), LENGTHSCALE, RIDGE)
-    errors = system.leave_one_out(targets[neighbors.indices])
+    neighbors, system = localised_system(queries, features, 8, kernel, localisation)
+    errors, precisions = system.leave_one_out_with_precision(targets[neighbors.indices])
+    assert torch.equal(errors, system.leave_one_out(targets[neighbors.indices]))
     for b in range(3):
         points, values = features[neighbors.indices[b]], targets[neighbors.indices[b]]
+        noise = RIDGE / window_by_hand(queries[b], points, features, localisation)
+        gram = kernel_matrix(kernel, points, points, queries[b])
         for i in range(8):
             rest = torch.arange(8) != i
-            gram = kernel_matrix(kernel, points[rest], points[rest]) + RIDGE * torch.eye(7, dtype=torch.float64)
-            cross = kernel_matrix(kernel, points[i : i + 1], points[rest])
-            expected = values[i] - (cross @ torch.linalg.solve(gram, values[rest]))[0]
-            torch.testing.assert_close(errors[b, i], expected, rtol=1e-9, atol=1e-10)
+            solution = torch.linalg.solve(gram[rest][:, rest] + torch.diag(noise[rest]), gram[rest, i])
+            torch.testing.assert_close(errors[b, i], values[i] - solution @ values[rest], rtol=1e-7, atol=1e-9)
+            variance = gram[i, i] + noise[i] - gram[rest, i] @ solution
+            torch.testing.assert_close(precisions[b, i], 1.0 / variance, rtol=1e-7, atol=1e-10)
 
 
 def test_leave_one_out_error_of_a_lonely_point_is_its_residual() -> None:
@@ -132,87 +193,19 @@ def test_no_neighbour_at_all_gives_the_prior() -> None:
     assert not system.failed.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_only_singular_systems_get_jitter(dtype: torch.dtype) -> None:
-    """Two equal supports without ridge are singular: they get jitter, and no other system notices."""
-    features = torch.tensor([[0.0], [0.0], [50.0], [51.0], [100.0], [102.0]], dtype=dtype)
-    queries = torch.tensor([[50.2], [0.1], [101.0]], dtype=dtype)
-    system = local_system(queries, features, 2, ridge=0.0)
-    assert system.jittered.tolist() == [False, True, False]
-    assert not system.failed.any()
-    weights = system.weights()
-    for row in (0, 2):
-        alone = local_system(queries[row : row + 1], features, 2, ridge=0.0)
-        torch.testing.assert_close(weights[row], alone.weights()[0], rtol=0.0, atol=1e-12)
-    torch.testing.assert_close(weights[1].sum(), system.cross[1, 0], rtol=1e-4, atol=0.0)
-    assert (weights[1] > 0.0).all()
-
-
-@pytest.mark.parametrize("jitter", JITTERS)
-def test_the_least_jitter_that_works_is_taken(monkeypatch: pytest.MonkeyPatch, jitter: float) -> None:
-    """κ = 1 + ε off the diagonal is indefinite by ε, so that the first jitter above ε repairs it."""
-    excess = 1.0 + 0.5 * jitter
-    monkeypatch.setattr(Gaussian, "__call__", lambda self, r: torch.where(r > 0, excess, torch.ones_like(r)))
-    features = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    system = factorise(ExactSearch()(features[:1], features, 2), features, Gaussian(), 1.0, 0.0)
-    assert system.jittered.item()
-    diagonal = (system.factor @ system.factor.mT)[0, 0, 0].item()
-    assert diagonal - 1.0 == pytest.approx(jitter, rel=1e-6)
-
-
-def test_hopeless_systems_answer_with_the_prior_and_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A matrix that no jitter repairs gives weights zero and variance one."""
-    monkeypatch.setattr(Gaussian, "__call__", lambda self, r: torch.where((r > 0) & (r < 2), 1.5, (-r).exp()))
-    features = torch.tensor([[0.0], [1.0], [50.0], [53.0]], dtype=torch.float64)
-    queries = torch.tensor([[0.4], [51.0]], dtype=torch.float64)
-    system = factorise(ExactSearch()(queries, features, 2), features, Gaussian(), 1.0, 0.0)
-    weights = system.weights()
-    assert system.failed.tolist() == [True, False]
-    assert system.jittered.tolist() == [False, False]
-    assert weights[0].tolist() == [0.0, 0.0]
-    assert system.variance(weights)[0] == 1.0
-    alone = factorise(ExactSearch()(queries[1:], features, 2), features, Gaussian(), 1.0, 0.0)
-    torch.testing.assert_close(weights[1], alone.weights()[0], rtol=0.0, atol=1e-12)
-    assert weights[1].abs().max() > 0.1
-
-
-def test_overflowing_distances_answer_with_the_prior() -> None:
-    """Supports so far apart that their distance overflows: only the queries that see both are affected."""
-    features = torch.tensor([[0.0], [1.0], [1e30]])
-    neighbors = Neighbors(
-        indices=torch.tensor([[0, 1], [1, 2]]),
-        distances=torch.tensor([[0.2, 0.8], [0.0, 0.0]]),
-        mask=torch.ones(2, 2, dtype=torch.bool),
-    )
-    system = factorise(neighbors, features, Matern52(), 1.0, 0.1)
-    weights = system.weights()
-    assert system.failed.tolist() == [False, True]
-    assert weights[1].tolist() == [0.0, 0.0]
-    assert system.variance(weights)[1] == 1.0
-    assert weights[0, 0] > weights[0, 1] > 0.0
-
-
-def test_nan_query_is_marked_as_failed() -> None:
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_nan_query_reads_the_prior(name: str, localisation: Localisation) -> None:
+    """It has no neighbours, which is no failure of a system; whoever counts fallbacks looks at the query."""
     features = torch.randn(8, 2)
     queries = torch.tensor([[0.0, 0.0], [float("nan"), 0.0]])
-    system = local_system(queries, features, 3)
-    assert system.failed.tolist() == [False, True]
+    _, system = localised_system(queries, features, 3, SYSTEMS[name], localisation)
+    assert system.mask.any(-1).tolist() == [True, False]
+    assert system.failed.tolist() == [False, False]
     assert system.weights()[1].tolist() == [0.0, 0.0, 0.0]
-    torch.testing.assert_close(
-        system.weights()[0], local_system(queries[:1], features, 3).weights()[0], rtol=0.0, atol=1e-12
-    )
-
-
-def test_gradients_flow_around_a_jittered_system() -> None:
-    features = torch.tensor([[0.0], [0.0], [5.0], [6.0]], dtype=torch.float64, requires_grad=True)
-    queries = torch.tensor([[0.1], [5.5]], dtype=torch.float64, requires_grad=True)
-    system = local_system(queries, features, 2, ridge=0.0)
-    system.weights().sum().backward()
-    assert queries.grad is not None
-    assert features.grad is not None
-    assert queries.grad.isfinite().all()
-    assert features.grad.isfinite().all()
-    assert queries.grad[0].abs() > 0.0
+    assert system.variance(system.weights())[1] == SYSTEMS[name].prior_variance
+    _, alone = localised_system(queries[:1], features, 3, SYSTEMS[name], localisation)
+    torch.testing.assert_close(system.weights()[0], alone.weights()[0], rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -228,10 +221,12 @@ def test_half_precision_is_solved_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_variance_is_kept_in_its_range() -> None:
-    """Rounding may carry κ_zᵀ w past one; here it is 1.21 and −0.5."""
+    """Rounding may carry κ_zᵀ w past κ(z, z); here it is 1.21 times that and −0.5."""
     no = torch.zeros(2, dtype=torch.bool)
-    system = LocalSystem(torch.ones(2, 1, 1), torch.tensor([[1.1], [0.5]]), ~no.unsqueeze(1), no, no)
-    assert system.variance(torch.tensor([[1.1], [-1.0]])).tolist() == [0.0, 1.0]
+    for prior, high in ((1.0, 1.1), (2.0, 2.2)):
+        cross = torch.tensor([[high], [0.5]])
+        system = LocalSystem(torch.ones(2, 1, 1), cross, torch.ones(2, 1), ~no.unsqueeze(1), no, no, prior)
+        assert system.variance(torch.tensor([[1.1], [-1.0]])).tolist() == [0.0, prior]
 
 
 def test_variance_stays_between_zero_and_one() -> None:
@@ -250,10 +245,10 @@ def test_averaging_weights_by_hand() -> None:
     torch.testing.assert_close(weights, torch.tensor([[0.7310585786300049, 0.2689414213699951, 0.0]]))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_averaging_weights_sum_to_one_where_a_kernel_value_is_left(kernel: str) -> None:
+@pytest.mark.parametrize("name", [name for name, kernel in SYSTEMS.items() if kernel.is_radial])
+def test_averaging_weights_sum_to_one_where_a_kernel_value_is_left(name: str) -> None:
     queries, features = torch.randn(20, 2, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
-    values = make_kernel(kernel)(ExactSearch()(queries, features, 6).distances / LENGTHSCALE)
+    values = SYSTEMS[name](ExactSearch()(queries, features, 6).distances / LENGTHSCALE)
     weights = averaging_weights(torch.nn.functional.pad(values, (0, 2)))
     torch.testing.assert_close(weights.sum(-1), torch.ones(20, dtype=torch.float64))
     assert (weights >= 0.0).all()

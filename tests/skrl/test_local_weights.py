@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import skrl.exact_search
 import skrl.local_weights
-from skrl import compiled
+from skrl import compiling
+from skrl.exact_search import ExactSearch
 from skrl.kernels import KERNELS, Kernel, Matern32, make_kernel
 from skrl.local_weights import LocalWeights, bounded_correction, ridge_weights
 from skrl.memory import SupportMemory
-from skrl.neighbors import ExactSearch
+from skrl.neighbors import Localisation, NeighborIndex
 
 both_paths = pytest.mark.parametrize("plain", [False, True], ids=["compiled", "torch"])
-needs_numba = pytest.mark.skipif(not compiled.AVAILABLE, reason="numba is not installed")
+needs_numba = pytest.mark.skipif(not compiling.AVAILABLE, reason="numba is not installed")
 
 
 def memory(capacity: int, sizes: list[int], dim: int = 3, dtype: torch.dtype = torch.float64) -> SupportMemory:
@@ -32,15 +34,14 @@ def read(
 ) -> LocalWeights:
     repeated = queries.expand(supports.sets, *queries.shape)
     lengthscale = torch.tensor(0.9, dtype=supports.features.dtype)
-    return ridge_weights(
-        repeated, supports.features, supports.half_norms, kernel or Matern32(), lengthscale, ridge, k, ExactSearch()
-    )
+    index = ExactSearch().index(supports.features, supports.half_norms)
+    return ridge_weights(repeated, supports.features, index, kernel or Matern32(), lengthscale, ridge, k)
 
 
 def in_plain_torch(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: object) -> LocalWeights:
     with monkeypatch.context() as patch:
-        patch.setattr(compiled, "AVAILABLE", False)
-        patch.setattr(skrl.local_weights, "_compiled_chunk", None)
+        patch.setattr(compiling, "AVAILABLE", False)
+        patch.setattr(skrl.local_weights, "compiled_weights", None)
         return read(*args, **kwargs)  # type: ignore[arg-type]
 
 
@@ -98,7 +99,7 @@ def test_both_paths_repair_the_same_singular_systems(monkeypatch: pytest.MonkeyP
 def test_nan_query_falls_back_alone(
     monkeypatch: pytest.MonkeyPatch, plain: bool, kernel: str, sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     supports = memory(40, sizes)
     queries = torch.randn(4, 3, dtype=torch.float64)
     healthy = read(queries, supports, 4, kernel=make_kernel(kernel))
@@ -117,7 +118,7 @@ def test_nan_query_falls_back_alone(
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1e30])
 def test_endless_query_reads_the_prior(monkeypatch: pytest.MonkeyPatch, plain: bool, kernel: str, value: float) -> None:
-    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     supports = memory(40, [40, 3], dtype=torch.float32)
     queries = torch.zeros(2, 3)
     queries[1, 0] = value
@@ -129,7 +130,7 @@ def test_endless_query_reads_the_prior(monkeypatch: pytest.MonkeyPatch, plain: b
 
 @both_paths
 def test_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
-    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     supports = memory(30, [30, 2])
     queries = torch.randn(5, 3, dtype=torch.float64)
     together = read(queries, supports, 4)
@@ -146,7 +147,8 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, limit:
     supports = memory(50, [50, 20])
     queries = torch.randn(7, 3, dtype=torch.float64)
     whole = read(queries, supports, 4)
-    monkeypatch.setattr(skrl.local_weights, "MAX_SCORES", limit)
+    monkeypatch.setattr(skrl.exact_search, "MAX_COMPILED_SCORES", limit)
+    monkeypatch.setattr(skrl.local_weights, "MAX_GRAM", limit)
     chunked = read(queries, supports, 4)
     assert torch.equal(chunked.indices, whole.indices)
     torch.testing.assert_close(chunked.weights, whole.weights, rtol=1e-12, atol=1e-13)
@@ -167,8 +169,8 @@ def test_which_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     supports = memory(20, [20, 7])
     queries = torch.randn(3, 3, dtype=torch.float64)
     calls = []
-    chunk = skrl.local_weights._compiled_chunk
-    monkeypatch.setattr(skrl.local_weights, "_compiled_chunk", lambda *args: calls.append(1) or chunk(*args))
+    chunk = skrl.local_weights.compiled_weights
+    monkeypatch.setattr(skrl.local_weights, "compiled_weights", lambda *args: calls.append(1) or chunk(*args))
     read(queries, supports, 4)
     assert len(calls) == 1
     read(queries.requires_grad_(), supports, 4)
@@ -187,7 +189,7 @@ def test_which_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bounded_correction_by_hand(
     monkeypatch: pytest.MonkeyPatch, plain: bool, dtype: torch.dtype, index: torch.dtype
 ) -> None:
-    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     residuals = torch.tensor([[1.0, 2.0, -1.0, -3.0], [4.0, 5.0, 0.0, 0.0]], dtype=dtype)
     cases = [
         # set, neighbours, weights, the correction
@@ -210,7 +212,7 @@ def test_bounded_correction_by_hand(
 
 @both_paths
 def test_bounded_correction_never_leaves_its_bounds(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
-    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     weights, residuals = torch.randn(2, 500, 7, dtype=torch.float64), torch.randn(2, 30, dtype=torch.float64)
     indices = torch.randint(0, 30, (2, 500, 7))
     corrections = bounded_correction(indices, weights, residuals)
@@ -226,7 +228,7 @@ def test_bounded_correction_never_leaves_its_bounds(monkeypatch: pytest.MonkeyPa
 @both_paths
 def test_a_repeated_backup_cannot_diverge(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
     """Weights of absolute sum 10 would multiply values at every sweep; the bound keeps the largest one."""
-    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     indices, weights = torch.arange(4).expand(1, 4, 4).contiguous(), torch.full((1, 4, 4), 2.5)
     values = torch.tensor([[1.0, -0.5, 0.25, 0.75]])
     for _ in range(100):
@@ -236,7 +238,7 @@ def test_a_repeated_backup_cannot_diverge(monkeypatch: pytest.MonkeyPatch, plain
 
 @both_paths
 def test_bounded_correction_of_no_query(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
-    monkeypatch.setattr(compiled, "AVAILABLE", compiled.AVAILABLE and not plain)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     indices = torch.zeros(2, 0, 3, dtype=torch.long)
     assert bounded_correction(indices, torch.zeros(2, 0, 3), torch.zeros(2, 5)).shape == (2, 0)
 
@@ -248,3 +250,58 @@ def test_bounded_correction_gradients() -> None:
     assert torch.autograd.gradcheck(lambda w, r: bounded_correction(indices, w, r), (weights, residuals))
     with torch.no_grad():
         assert bounded_correction(indices, weights, residuals).tolist() == [[1.0, 2.0]]
+
+
+@both_paths
+@pytest.mark.usefixtures("without_shape_checks")
+def test_unknown_localisation_is_an_error(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
+    supports = memory(10, [10])
+    index = ExactSearch().index(supports.features, supports.half_norms)
+    with pytest.raises(ValueError, match="localisation is 'soft', but must be one of hard, continuous"):
+        ridge_weights(
+            supports.features,
+            supports.features,
+            index,
+            Matern32(),
+            1.0,
+            0.1,
+            3,
+            "soft",  # type: ignore[arg-type]
+        )
+
+
+@needs_numba
+@pytest.mark.parametrize("localisation", ["hard", "continuous"])
+def test_an_index_may_answer_in_any_layout(localisation: Localisation) -> None:
+    """Such as columns of a larger answer."""
+
+    class Strided(NeighborIndex):
+        def __init__(self, index: NeighborIndex) -> None:
+            self.index = index
+
+        def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            return tuple(torch.stack([values, values], -1)[..., 1] for values in self.index.nearest(queries, k))  # type: ignore[return-value]
+
+    supports = memory(30, [30, 2])
+    index = ExactSearch().index(supports.features, supports.half_norms)
+    queries = torch.randn(3, 5, dtype=torch.float64).T.expand(2, 5, 3)
+    both = [
+        ridge_weights(queries, supports.features, chosen, Matern32(), 0.9, 0.1, 4, localisation)
+        for chosen in (index, Strided(index))
+    ]
+    for ours, theirs in zip(*both, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@both_paths
+def test_ended_windows_need_no_jitter(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    """Neighbours as far as the one behind them have no say, also without a ridge, where their rows would be zero."""
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
+    features = torch.tensor([[[0.5], [1.0], [-1.0], [1.0]]], dtype=torch.float64)
+    index = ExactSearch().index(features)
+    local = ridge_weights(torch.zeros(1, 1, 1).double(), features, index, Matern32(), 1.0, 0.0, 3, "continuous")
+    assert local.jittered.tolist() == local.failed.tolist() == [[False]]
+    assert local.indices[0, 0, 0] == 0
+    expected = Matern32()(torch.tensor(0.5, dtype=torch.float64)) / 1.0
+    torch.testing.assert_close(local.weights[0, 0], torch.tensor([expected, 0.0, 0.0], dtype=torch.float64))

@@ -1,0 +1,118 @@
+"""Few queries at a time with as few calls as possible, since every tensor operation costs a microsecond.
+
+The numbers are those of :func:`skrl.functional.sparse_kernel`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from skrl.compiled_kernels import CODES, MAX_DISTANCES, predict_few
+from skrl.compiling import Array, compiles
+from skrl.exact_search import ExactIndex, inner_products
+from skrl.functional import Support
+from skrl.kernels import Kernel
+from skrl.local_solve import JITTERS, Prediction
+from skrl.neighbors import Localisation
+from skrl.shapes import Float, Tensor
+
+
+class FewQueries:
+    """Answers few queries at a time from fixed supports on a CPU.
+
+    Args:
+        support: the supports made ready by exact search.
+        targets: [M, c], of the supports' precision.
+        kernel: a kernel with a compiled formula.
+        lengthscale: ℓ, one or one per dimension.
+        ridge: λ.
+        k: neighbours.
+        localisation: hard or continuous.
+    """
+
+    def __init__(
+        self,
+        support: Support,
+        targets: Float[Tensor, "points targets"],
+        kernel: Kernel,
+        lengthscale: Tensor | float,
+        ridge: float,
+        k: int,
+        localisation: Localisation,
+    ) -> None:
+        index = support.index
+        assert isinstance(index, ExactIndex)
+        points = index.features.detach().numpy()
+        self.dtype, self.dim = support.points.dtype, points.shape[1]
+        scale = torch.as_tensor(lengthscale, dtype=self.dtype).expand(self.dim)
+        self.tiled = index.is_tiled
+        columns, norms = index.tiles() if self.tiled else (torch.zeros(0, 0, 0, 0), index.half_norms)
+        flat_norms = norms if self.tiled else norms.view(1, 1, -1)
+        origin = support.centre if index.centre is None else support.centre + index.centre.flatten() * scale
+        self.points, self.targets = points, targets.detach().numpy()
+        self.origin, self.scale = origin.numpy(), scale.contiguous().numpy()
+        self.columns, self.half_norms = columns.to(self.dtype).numpy(), flat_norms.numpy()
+        self.jitters: Array = np.array(JITTERS, points.dtype)
+        self.k = min(k, len(points))
+        self.width = columns.shape[2] if self.tiled else self.dim
+        self.code, self.ridge, self.windowed = CODES[type(kernel)], ridge, localisation == "continuous"
+
+    @staticmethod
+    def is_possible(support: Support, targets: Tensor, kernel: Kernel) -> bool:
+        """Whether such supports and such a kernel have this way."""
+        return (
+            type(kernel) in CODES
+            and type(support.index) is ExactIndex
+            and compiles(support.points, targets.detach())
+            and len(targets) > 0
+        )
+
+    def serves(self, queries: Tensor) -> bool:
+        """Whether these queries fit and are so few that this way is the shorter one."""
+        if queries.dim() != 2 or queries.shape[1] != self.dim or queries.dtype is not self.dtype:
+            return False
+        return len(queries) * self.k * (self.k + 1) <= 2 * MAX_DISTANCES or len(queries) == 1
+
+    def __call__(self, queries: Float[Tensor, "queries dim"]) -> Prediction | None:
+        """Mean [B, c] and variance [B]; None when a query is not finite.
+
+        Args:
+            queries: [B, d], without gradient, of the supports' precision.
+        """
+        rows, dtype = len(queries), self.points.dtype
+        mean, variance = np.empty((rows, self.targets.shape[1]), dtype), np.empty(rows, dtype)
+        scaled = np.zeros((rows, self.width), dtype)
+        scaled[:, : self.dim] = (queries.numpy() - self.origin) / self.scale
+        products = np.empty((0, 0), dtype) if self.tiled else inner_products(self.points, scaled)
+        finite = predict_few(
+            self.code, self.ridge, self.k, self.windowed, scaled, products, self.columns, self.half_norms,
+            self.points, self.targets, self.jitters, mean, variance,
+        )  # fmt: skip
+        if not finite:
+            return None
+        return Prediction(torch.from_numpy(mean), torch.from_numpy(variance))
+
+
+class ShortWay:
+    """The last :class:`FewQueries` made of fixed tensors, or the knowledge that they have none; copies are empty."""
+
+    def __init__(self) -> None:
+        self.few: FewQueries | None = None
+        self._seen: list[tuple[Tensor, int, int]] = []
+
+    def is_known(self, tensors: list[Tensor]) -> bool:
+        """Whether these are the tensors it was made of, and nothing was written to them since."""
+        if not self._seen or len(tensors) != len(self._seen):
+            return False
+        for tensor, (seen, address, version) in zip(tensors, self._seen, strict=True):
+            if tensor is not seen or tensor.data_ptr() != address or tensor._version != version:
+                return False
+        return True
+
+    def renew(self, few: FewQueries | None, tensors: list[Tensor]) -> None:
+        """Remember the way and what it was made of."""
+        self.few, self._seen = few, [(tensor, tensor.data_ptr(), tensor._version) for tensor in tensors]
+
+    def __reduce__(self) -> tuple[type[ShortWay], tuple[()]]:
+        return ShortWay, ()
