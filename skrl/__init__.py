@@ -3,12 +3,36 @@
 This is the kernel core of *sparse-kernel-rl*; the package of the same name on PyPI is another project.
 """
 
-from skrl.kernels import KERNELS, Gaussian, Kernel, Laplace, Matern32, Matern52, make_kernel
+from skrl.cuda_graph import CapturedQuery, capture
+from skrl.exact_search import ExactSearch
+from skrl.feature_scaling import FeatureScaling
+from skrl.kernels import (
+    KERNELS,
+    Gaussian,
+    InverseMultiquadric,
+    Kernel,
+    Laplace,
+    Matern32,
+    Matern52,
+    Polynomial,
+    WendlandC2,
+    WendlandC4,
+    make_kernel,
+)
+from skrl.kmeans import KMeansCentres
+from skrl.leave_one_out import leave_one_out_loss
+from skrl.linear_readouts import LinearClassifier, LinearRegressor
 from skrl.local_solve import LocalSystem, Prediction, factorise
 from skrl.memory import SupportMemory
-from skrl.neighbors import ExactSearch, Neighbors, NeighborSearch
+from skrl.neighbors import Neighbors, NeighborSearch
+from skrl.novelty import Novelty
+from skrl.probe import LayerScore, ProbeReport, probe_layers
+from skrl.readouts import SparseKernelClassifier, SparseKernelRegressor
+from skrl.selection import SELECTIONS, Newest, UniformReservoir
+from skrl.selection_rule import SelectionRule
 from skrl.sparse_kernel import SparseKernel, sparse_kernel
-from skrl.tuning import leave_one_out_ridge, leave_one_out_rmse, neighbor_lengthscale
+from skrl.subsets import newest_and_uniform, p_greedy
+from skrl.tuning import Tuned, leave_one_out_rmse, neighbor_lengthscale, tune
 from skrl.value_heads import AveragingHead, NetworkFreeHead, ResidualHead, ValueHead
 
 DISTRIBUTION = "sparse-kernel-rl"
@@ -17,26 +41,50 @@ DISTRIBUTION = "sparse-kernel-rl"
 __all__ = [
     "DISTRIBUTION",
     "KERNELS",
+    "SELECTIONS",
     "AveragingHead",
+    "CapturedQuery",
     "ExactSearch",
+    "FeatureScaling",
     "Gaussian",
+    "InverseMultiquadric",
+    "KMeansCentres",
     "Kernel",
     "Laplace",
+    "LayerScore",
+    "LinearClassifier",
+    "LinearRegressor",
     "LocalSystem",
     "Matern32",
     "Matern52",
     "NeighborSearch",
     "Neighbors",
     "NetworkFreeHead",
+    "Newest",
+    "Novelty",
+    "Polynomial",
     "Prediction",
+    "ProbeReport",
     "ResidualHead",
+    "SelectionRule",
     "SparseKernel",
+    "SparseKernelClassifier",
+    "SparseKernelRegressor",
     "SupportMemory",
+    "Tuned",
+    "UniformReservoir",
     "ValueHead",
+    "WendlandC2",
+    "WendlandC4",
+    "capture",
     "factorise",
-    "leave_one_out_ridge",
+    "leave_one_out_loss",
     "leave_one_out_rmse",
     "make_kernel",
     "neighbor_lengthscale",
+    "newest_and_uniform",
+    "p_greedy",
+    "probe_layers",
     "sparse_kernel",
+    "tune",
 ]

@@ -1,4 +1,4 @@
-"""Sparse Kernel: lazy, local, differentiable kernel ridge regression as a function and as a module.
+"""Sparse Kernel as a module: supports, targets and evaluation points, each fixed, learned or given at call time.
 
 After J.-M. Mercier and G. Santin, *Differentiable Kernel Ridge Regression for Deep Learning Pipelines*, 2026,
 arXiv 2605.02313.
@@ -6,209 +6,331 @@ arXiv 2605.02313.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from skrl.checks import check_lengthscale, check_neighbors, check_ridge, check_rows, check_sets, floating
+from skrl.exact_search import ExactSearch
+from skrl.few_queries import FewQueries, ShortWay
+from skrl.functional import PriorMean, local_systems, precise, prior_residuals, sparse_kernel
 from skrl.kernels import Kernel, make_kernel
-from skrl.local_solve import Prediction, factorise
-from skrl.neighbors import ExactSearch, NeighborSearch, gather_points
-from skrl.shapes import Float, Tensor
-from skrl.tuning import leave_one_out_ridge, neighbor_lengthscale, probes
+from skrl.leave_one_out import MAX_PROBES, Objective, leave_one_out_loss
+from skrl.local_solve import Prediction
+from skrl.modes import full_precision, traced
+from skrl.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
+from skrl.shapes import Float, Shaped, Tensor
+from skrl.support_cache import SupportCache
+from skrl.tuning import tune
 
-MAX_GRAM = 1 << 24
-"""Entries of all Gram matrices that one chunk of queries may hold (64 MiB in float32)."""
+__all__ = ["SparseKernel", "sparse_kernel"]
 
-PriorMean = Callable[[Tensor], Tensor]
-"""Any map from features [n, d] to targets [n, c]; a neural network, say."""
+SMALLEST_RIDGE = 1e-8
+"""A learned ridge starts here at least, since it is learned through its logarithm."""
 
-
-def sparse_kernel(
-    queries: Float[Tensor, "queries dim"],
-    features: Float[Tensor, "points dim"],
-    targets: Float[Tensor, "points targets"],
-    *,
-    kernel: str | Kernel = "matern32",
-    lengthscale: Float[Tensor, ""] | float = 1.0,
-    ridge: Float[Tensor, ""] | float = 1e-2,
-    k: int = 32,
-    prior_mean: PriorMean | None = None,
-    search: NeighborSearch | None = None,
-) -> Prediction:
-    """Predict by kernel ridge regression on the k nearest support points of every query.
-
-    Gradients reach queries, features, targets, lengthscale, ridge and the prior mean; which points are neighbours is
-    treated as constant.
-
-    Args:
-        queries: evaluation points z, [B, d].
-        features: support points X, [M, d]; M may be smaller than k, or zero.
-        targets: values Y at the support points, [M, c].
-        kernel: a kernel or its name.
-        lengthscale: ℓ > 0, in the units of the features.
-        ridge: λ ≥ 0.
-        k: neighbours per query.
-        prior_mean: m; zero when left out.
-        search: how neighbours are found; exact by default.
-
-    Returns:
-        Mean [B, c] and variance [B], in the dtype of the queries. Without supports: the prior mean and variance 1.
-    """
-    residuals = targets if prior_mean is None else targets - prior_mean(features)
-    points, search, kernel = _precise(features), search or ExactSearch(), make_kernel(kernel)
-    means, variances = [], []
-    for chunk in torch.split(queries, max(1, MAX_GRAM // k**2)):
-        with torch.autocast(queries.device.type, enabled=False):
-            neighbors = search(chunk.to(points.dtype), points, k)
-            system = factorise(neighbors, points, kernel, lengthscale, ridge)
-            weights = system.weights()
-            local = gather_points(residuals, neighbors.indices).to(weights.dtype)
-            means.append((weights.unsqueeze(-2) @ local).squeeze(-2))
-            variances.append(system.variance(weights))
-    mean, variance = torch.cat(means), torch.cat(variances)
-    if prior_mean is not None:
-        mean = mean + prior_mean(queries)
-    return Prediction(mean.to(queries.dtype), variance.to(queries.dtype))
-
-
-def _precise(values: Tensor) -> Tensor:
-    """At least float32: distances and solves in half precision overflow and lose their digits."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+SETS = ("features", "targets", "points")
 
 
 class SparseKernel(nn.Module):
     """A Sparse Kernel over a support set, usable wherever an ``nn.Module`` is.
 
+    Each of the three parameter sets is a tensor, which stays fixed (a buffer), an ``nn.Parameter``, which is learned,
+    or left out and given at call time; what is given at call time goes before what the module has. Everything fixed is
+    training-free transfer, a learned kernel over fixed features a nonlinear probe, everything learned a hybrid model.
+
+    Fixed features are made ready for queries once, and again when they or the lengthscale have changed. Change them by
+    the usual means, such as ``copy_`` or ``load_state_dict``: what is written through ``.data`` leaves no trace.
+
+    A lengthscale or a ridge that is left out and a k among candidates are chosen by leave-one-out error
+    (:func:`skrl.tuning.tune`): once where features and targets are given here, else at every call.
+
     Args:
-        features: support points X, [M, d]: a tensor stays fixed (a buffer), an ``nn.Parameter`` is learned.
-        targets: values Y, [M, c], fixed or learned likewise.
+        features: support points X, [M, d]; integers and booleans are cast to torch's default dtype, in every set.
+        targets: values Y, [M, c].
+        points: evaluation points z, [B, d].
         kernel: a kernel or its name.
-        k: neighbours per query.
-        lengthscale: ℓ; twice the median distance to the k-th neighbour when left out.
-        ridge: λ; chosen among ``DEFAULT_RIDGES`` by leave-one-out error when left out.
+        k: neighbours per query, or candidates for it.
+        lengthscale: ℓ, one number or one per dimension, [d].
+        ridge: λ.
+        localisation: "hard", or "continuous", whose prediction does not jump where the neighbours change.
+        learn_kernel: make the logarithms of the lengthscale and the ridge parameters, which keeps both positive.
         prior_mean: m, a module or any callable; zero when left out.
         search: how neighbours are found; exact by default.
 
     Raises:
-        ValueError: shapes do not match, a setting is not positive, or a support point is not finite.
+        ValueError: shapes do not match, a setting is out of range, or a row is not finite.
     """
 
-    features: Tensor
-    targets: Tensor
-    lengthscale: Tensor
-    ridge: Tensor
+    features: Tensor | None
+    targets: Tensor | None
+    points: Tensor | None
+    k: int | tuple[int, ...]
 
     def __init__(
         self,
-        features: Float[Tensor, "points dim"],
-        targets: Float[Tensor, "points targets"],
+        features: Shaped[Tensor, "points dim"] | None = None,
+        targets: Shaped[Tensor, "points targets"] | None = None,
+        points: Shaped[Tensor, "queries dim"] | None = None,
         *,
         kernel: str | Kernel = "matern32",
-        k: int = 32,
-        lengthscale: float | None = None,
-        ridge: float | None = None,
+        k: int | Sequence[int] = 32,
+        lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float | None = None,
+        ridge: Float[Tensor, ""] | float | None = None,
+        localisation: Localisation = "hard",
+        learn_kernel: bool = False,
         prior_mean: PriorMean | None = None,
         search: NeighborSearch | None = None,
     ) -> None:
         super().__init__()
-        _check_supports(features, targets)
-        for name, value in (("k", k), ("lengthscale", lengthscale)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, but must be positive")
-        if ridge is not None and not ridge >= 0:
-            raise ValueError(f"ridge is {ridge}, but must not be negative")
-        self.kernel, self.k = make_kernel(kernel), k
+        self.kernel, self.localisation = kernel, localisation
+        self.k = tuple(k) if isinstance(k, Sequence) else k
         self.prior_mean, self.search = prior_mean, search or ExactSearch()
-        self._fix_or_learn("features", features)
-        self._fix_or_learn("targets", targets)
-        points = _precise(self.features.detach())
-        self.register_buffer("lengthscale", points.new_tensor(1.0 if lengthscale is None else lengthscale))
-        self.register_buffer("ridge", points.new_tensor(1e-2 if ridge is None else ridge))
-        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-            if lengthscale is None and len(points) > 1:
-                self.lengthscale.copy_(neighbor_lengthscale(points, k, search=self.search))
-            if ridge is None and len(points) > 1:
-                neighbors = self.search(probes(points), points, k)
-                residuals = _precise(self._residuals())
-                self.ridge.copy_(leave_one_out_ridge(neighbors, points, residuals, self.kernel, self.lengthscale))
+        self._supports, self._short_way = SupportCache(), ShortWay()
+        for name, value in zip(SETS, (features, targets, points), strict=True):
+            self._fix_or_learn(name, value)
+        check_localisation(localisation)
+        for candidate in self.k if isinstance(self.k, tuple) else (self.k,):
+            check_neighbors(candidate, 0 if self.features is None else len(self.features))
+        if self.features is None:
+            make_kernel(kernel)  # An unknown name is found here, the dimension at the call.
+        else:
+            check_sets(self.points, self.features, self.targets)
+            self.kernel = make_kernel(kernel, max(1, self.features.shape[1]))
+            for name in SETS:
+                if getattr(self, name) is not None:
+                    check_rows(name, getattr(self, name))
+        self._fix_or_learn_kernel(lengthscale, ridge, learn_kernel)
 
-    def forward(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries targets"]:
+    @property
+    def lengthscale(self) -> Tensor | None:
+        """ℓ, one number or [d]; None while it is chosen at every call. Learned as ``log_lengthscale``."""
+        return self._setting("lengthscale")
+
+    @property
+    def ridge(self) -> Tensor | None:
+        """λ; None while it is chosen at every call. Learned as ``log_ridge``."""
+        return self._setting("ridge")
+
+    def forward(
+        self,
+        queries: Shaped[Tensor, "queries dim"] | None = None,
+        *,
+        features: Shaped[Tensor, "points dim"] | None = None,
+        targets: Shaped[Tensor, "points targets"] | None = None,
+    ) -> Float[Tensor, "queries targets"]:
         """Mean prediction, [B, c]; see :meth:`predict`."""
-        return self.predict(queries).mean
+        return self.predict(queries, features=features, targets=targets).mean
 
-    def predict(self, queries: Float[Tensor, "queries dim"]) -> Prediction:
-        """Mean [B, c] and variance [B].
+    def predict(
+        self,
+        queries: Shaped[Tensor, "queries dim"] | None = None,
+        *,
+        features: Shaped[Tensor, "points dim"] | None = None,
+        targets: Shaped[Tensor, "points targets"] | None = None,
+    ) -> Prediction:
+        """Mean [B, c] and variance [B], as :func:`skrl.functional.sparse_kernel` answers.
 
         Args:
-            queries: [B, d].
+            queries: [B, d]; the module's own points when left out.
+            features: [M, d]; the module's own when left out.
+            targets: [M, c]; the module's own when left out.
 
         Raises:
-            ValueError: the width differs from the features', or a row is not finite. (On an accelerator looking at
-                the rows would synchronise: there such a row answers with the prior.)
+            ValueError: a set is neither the module's nor given, shapes do not match, or, on a CPU, a row is not finite.
         """
-        self._check_queries(queries)
+        queries, own = self._own_or_given("points", queries, "queries"), features is None
+        if own and targets is None:
+            answer = self._answer_few(queries)
+            if answer is not None:
+                return answer
+        features, targets = self._own_or_given("features", features), self._own_or_given("targets", targets)
+        lengthscale, ridge, k = self._known_or_chosen(features, targets)
         return sparse_kernel(
             queries,
-            self.features,
-            self.targets,
+            features,
+            targets,
             kernel=self.kernel,
-            lengthscale=self.lengthscale,
-            ridge=self.ridge,
-            k=self.k,
+            lengthscale=lengthscale,
+            ridge=ridge,
+            k=k,
+            localisation=self.localisation,
             prior_mean=self.prior_mean,
             search=self.search,
+            support=self._supports.support(features, lengthscale, self.search) if own else None,
         )
 
-    def leave_one_out(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries k targets"]:
-        """Closed-form leave-one-out errors of the neighbours of every query, [B, k, c]."""
-        self._check_queries(queries)
-        points, residuals = _precise(self.features), _precise(self._residuals())
-        with torch.autocast(queries.device.type, enabled=False):
-            neighbors = self.search(queries.to(points.dtype), points, self.k)
-            system = factorise(neighbors, points, self.kernel, self.lengthscale, self.ridge)
-            errors = system.leave_one_out(gather_points(residuals, neighbors.indices).to(points.dtype))
-        return errors.to(queries.dtype)
+    def leave_one_out(self, queries: Shaped[Tensor, "queries dim"] | None = None) -> Float[Tensor, "queries k targets"]:
+        """Closed-form leave-one-out errors of the neighbours of every query, [B, k, c], from the module's own sets."""
+        queries = floating(self._own_or_given("points", queries, "queries"))
+        features, targets = self._own_or_given("features", None), self._own_or_given("targets", None)
+        check_sets(queries, features, targets)
+        check_rows("query", queries)
+        lengthscale, ridge, k = self._known_or_chosen(features, targets)
+        kernel = make_kernel(self.kernel, max(1, features.shape[1]))
+        residuals = prior_residuals(features, targets, self.prior_mean)
+        check_rows("residuals", residuals, "repair the target, or the prior mean")
+        with full_precision(queries.device.type):
+            support = self._supports.support(features, lengthscale, self.search)
+            systems = local_systems(
+                queries, features, support, kernel, lengthscale, ridge, k, self.localisation, residuals.shape[1]
+            )
+            errors = [
+                system.leave_one_out(gather_points(residuals, indices).to(system.factor.dtype))
+                for indices, system in systems
+            ]
+        return torch.cat(errors).to(queries.dtype)
+
+    def leave_one_out_loss(
+        self,
+        objective: Objective = "error",
+        *,
+        probes: int = MAX_PROBES,
+        features: Shaped[Tensor, "points dim"] | None = None,
+        targets: Shaped[Tensor, "points targets"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Loss of predicting supports from their k nearest others: minimise it to learn the kernel.
+
+        Args:
+            objective: "error" or "likelihood", see :func:`skrl.leave_one_out.leave_one_out_loss`.
+            probes: supports that are predicted, at most.
+            features: [M, d]; the module's own when left out.
+            targets: [M, c]; the module's own when left out.
+        """
+        features = floating(self._own_or_given("features", features))
+        targets = floating(self._own_or_given("targets", targets))
+        lengthscale, ridge, k = self._known_or_chosen(features, targets)
+        return leave_one_out_loss(
+            features,
+            prior_residuals(features, targets, self.prior_mean),
+            make_kernel(self.kernel, max(1, features.shape[1])),
+            lengthscale,
+            ridge,
+            k,
+            objective=objective,
+            probes=probes,
+            search=self.search,
+            localisation=self.localisation,
+        )
 
     def extra_repr(self) -> str:
         """Settings that ``print(module)`` shows."""
-        points, dim = self.features.shape
-        return (
-            f"supports={points}, dim={dim}, kernel={self.kernel}, k={self.k}, "
-            f"lengthscale={float(self.lengthscale):.4g}, ridge={float(self.ridge):.4g}"
-        )
+        parts = [] if self.features is None else ["supports={}, dim={}".format(*self.features.shape)]
+        parts += [f"kernel={self.kernel}, k={self.k}, localisation={self.localisation}"]
+        for name, value in (("lengthscale", self.lengthscale), ("ridge", self.ridge)):
+            if value is not None:
+                parts.append(f"{name}=" + (f"{value.item():.4g}" if value.dim() == 0 else f"{len(value)} values"))
+        return ", ".join(parts)
 
-    def _fix_or_learn(self, name: str, value: Tensor) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the number of rows of every set from the state; its width has to match."""
+        for name in SETS:
+            own, given = getattr(self, name), state_dict.get(prefix + name)
+            if own is None or given is None or given.shape == own.shape or given.shape[1:] != own.shape[1:]:
+                continue
+            if isinstance(own, nn.Parameter):
+                own.data, own.grad = own.data.new_zeros(given.shape), None
+            else:
+                setattr(self, name, own.new_zeros(given.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _fix_or_learn(self, name: str, value: Tensor | None) -> None:
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
+        elif value is None:
+            self.register_buffer(name, None)
         else:
-            self.register_buffer(name, value.detach().clone())
+            self.register_buffer(name, floating(value).detach().clone(memory_format=torch.contiguous_format))
 
-    def _residuals(self) -> Tensor:
-        return self.targets if self.prior_mean is None else self.targets - self.prior_mean(self.features)
-
-    def _check_queries(self, queries: Tensor) -> None:
-        width = self.features.shape[-1]
-        if queries.dim() != 2 or queries.shape[-1] != width:
+    def _fix_or_learn_kernel(
+        self, lengthscale: Tensor | float | None, ridge: Tensor | float | None, learn: bool
+    ) -> None:
+        features, like = self.features, torch.empty(0) if self.features is None else precise(self.features[:0])
+        if lengthscale is not None:
+            check_lengthscale(lengthscale, None if features is None else features.shape[1], like.dtype)
+        if ridge is not None:
+            check_ridge(ridge)
+        if features is not None and self.targets is not None:
+            lengthscale, ridge, self.k = self._chosen(features, self.targets, lengthscale, ridge)
+        elif learn and (lengthscale is None or ridge is None):
             raise ValueError(
-                f"queries have shape {tuple(queries.shape)}, but must be [batch, {width}] like the features"
+                "learn_kernel needs a start: give lengthscale and ridge, or features and targets to choose them from"
             )
-        if queries.device.type == "cpu":
-            bad = (~queries.isfinite().all(-1)).nonzero()
-            if len(bad):
-                row = int(bad[0])
-                raise ValueError(f"query row {row} is not finite: {queries[row].tolist()}; drop it or repair it")
+        for name, given, smallest in (("lengthscale", lengthscale, 0.0), ("ridge", ridge, SMALLEST_RIDGE)):
+            value = None if given is None else _like(like, given).clone()
+            if learn and value is not None:
+                self.register_parameter(f"log_{name}", nn.Parameter(value.clamp(min=smallest).log()))
+            else:
+                self.register_buffer(f"fixed_{name}", value)
 
+    def _setting(self, name: str) -> Tensor | None:
+        logarithm = self._parameters.get(f"log_{name}")
+        return self._buffers[f"fixed_{name}"] if logarithm is None else logarithm.exp()
 
-def _check_supports(features: Tensor, targets: Tensor) -> None:
-    if features.dim() != 2 or targets.dim() != 2 or features.shape[0] != targets.shape[0]:
-        raise ValueError(
-            f"features have shape {tuple(features.shape)} and targets {tuple(targets.shape)}, "
-            "but must be [points, dim] and [points, targets] with equally many points"
+    def _answer_few(self, queries: Tensor) -> Prediction | None:
+        """Few queries of fixed supports by the shortest way, where it may be taken."""
+        fixed = (
+            not self._parameters and self.prior_mean is None and not (torch.is_grad_enabled() and queries.requires_grad)
         )
-    if not features.is_floating_point():
-        raise ValueError(f"features have dtype {features.dtype}, but must be floating point; call .float() first")
-    for name, value in (("features", features), ("targets", targets)):
-        bad = (~value.isfinite().all(-1)).nonzero()
-        if len(bad):
-            raise ValueError(f"{name} row {int(bad[0])} is not finite; drop it or repair it")
+        if not fixed or not queries.is_cpu or traced():
+            return None
+        tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
+        if not self._short_way.is_known(tensors):
+            if any(tensor.is_inference() for tensor in tensors):
+                return None
+            self._short_way.renew(self._make_few(), tensors)
+        few = self._short_way.few
+        if few is None or not few.serves(queries):
+            return None
+        return few(queries)
+
+    def _make_few(self) -> FewQueries | None:
+        features, targets, lengthscale, ridge = self.features, self.targets, self.lengthscale, self.ridge
+        if features is None or targets is None or lengthscale is None or ridge is None or not isinstance(self.k, int):
+            return None
+        kernel = make_kernel(self.kernel, max(1, features.shape[1]))
+        support = self._supports.support(features, lengthscale, self.search)
+        if not FewQueries.is_possible(support, targets, kernel):
+            return None
+        return FewQueries(support, targets, kernel, lengthscale, ridge.item(), self.k, self.localisation)
+
+    def _own_or_given(self, name: str, given: Tensor | None, argument: str | None = None) -> Tensor:
+        value: Tensor | None = getattr(self, name) if given is None else given
+        if value is None:
+            raise ValueError(f"no {name}: give them to the constructor, or as `{argument or name}` at every call")
+        return value
+
+    def _known_or_chosen(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Lengthscale, ridge and k: the module's, or, where it has none, those that these supports ask for."""
+        lengthscale, ridge = self.lengthscale, self.ridge
+        if lengthscale is not None and ridge is not None and isinstance(self.k, int):
+            return lengthscale, ridge, self.k
+        features, targets = floating(features), floating(targets)
+        check_sets(None, features, targets)
+        return self._chosen(features, targets, lengthscale, ridge)
+
+    @torch.no_grad()
+    def _chosen(
+        self, features: Tensor, targets: Tensor, lengthscale: Tensor | float | None, ridge: Tensor | float | None
+    ) -> tuple[Tensor, Tensor, int]:
+        points, residuals = precise(features.detach()), prior_residuals(features, targets, self.prior_mean)
+        if lengthscale is not None and ridge is not None and isinstance(self.k, int):
+            return _like(points, lengthscale), _like(points, ridge), self.k
+        check_rows("features", points)
+        check_rows("targets without prior_mean", residuals)
+        tuned = tune(
+            points,
+            residuals,
+            make_kernel(self.kernel, max(1, points.shape[1])),
+            k=self.k,
+            lengthscale=lengthscale,
+            ridge=None if ridge is None else float(ridge),
+            search=self.search,
+            localisation=self.localisation,
+        )
+        return _like(points, tuned.lengthscale), _like(points, tuned.ridge if ridge is None else ridge), tuned.k
+
+
+def _like(values: Tensor, setting: Tensor | float) -> Tensor:
+    return torch.as_tensor(setting, dtype=values.dtype, device=values.device).detach()

@@ -7,15 +7,19 @@ network's values, and the corrected value is Q(s, a) = m(s)_a + R(s, a). Far fro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
 
+from skrl.checks import check_neighbors, check_queries, check_ridge, check_rows
+from skrl.exact_search import ExactSearch
 from skrl.kernels import Kernel, make_kernel
 from skrl.local_solve import averaging_weights
 from skrl.local_weights import LocalWeights, bounded_correction, ridge_weights
 from skrl.memory import SupportMemory
-from skrl.neighbors import ExactSearch, NeighborSearch
+from skrl.modes import full_precision, traced
+from skrl.neighbors import NeighborSearch
 from skrl.shapes import Float, Tensor
 
 
@@ -30,6 +34,9 @@ class ValueHead(nn.Module, ABC):
         kernel: a kernel or its name.
         ridge: λ.
         search: how neighbours are found; exact by default.
+
+    Raises:
+        ValueError: a size is below 1, or ridge is not a number from 0 on.
     """
 
     lengthscale: Tensor
@@ -49,8 +56,10 @@ class ValueHead(nn.Module, ABC):
         search: NeighborSearch | None = None,
     ) -> None:
         super().__init__()
+        check_neighbors(k, capacity)
+        check_ridge(ridge)
         self.memory = SupportMemory(actions, capacity, feature_dim)
-        self.kernel, self.k, self.ridge = make_kernel(kernel), min(k, capacity), ridge
+        self.kernel, self.k, self.ridge = make_kernel(kernel, feature_dim), min(k, capacity), ridge
         self.search = search or ExactSearch()
         self.register_buffer("lengthscale", torch.ones(()))
         self.register_buffer("amplitude", torch.zeros(()))
@@ -69,15 +78,19 @@ class ValueHead(nn.Module, ABC):
         """Neighbours and weights of every query for every action; independent of the targets, so worth caching.
 
         Args:
-            queries: [B, d].
+            queries: [B, d]; one that is not finite reads the prior and counts as a fallback.
 
         Returns:
             Slots, weights and variance, actions first.
+
+        Raises:
+            ValueError: width or device differ from the memory's.
         """
-        with torch.autocast(queries.device.type, enabled=False):
+        check_queries(queries, self.memory.features)
+        with full_precision(queries.device.type):
             local = self.weigh(queries.to(self.memory.features.dtype).expand(self.memory.sets, *queries.shape))
-        self.fallbacks += local.failed.sum()
-        self.jitters += local.jittered.sum()
+        _add_count(self.fallbacks, local.failed)
+        _add_count(self.jitters, local.jittered)
         return local
 
     def correction(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:
@@ -90,8 +103,14 @@ class ValueHead(nn.Module, ABC):
 
     @torch.no_grad()
     def write_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
-        """Renew the residuals of all supports, [A, C], and the amplitude, their root mean square."""
-        self.memory.write_targets(residuals.unsqueeze(-1))
+        """Renew the residuals of all supports, [A, C], and the amplitude, their root mean square.
+
+        Raises:
+            ValueError: the residual of a filled slot is not finite; on an accelerator nobody looks.
+        """
+        filled = torch.where(self.memory.mask, residuals, 0.0)
+        check_rows("residuals", filled, "rows are actions; a residual of zero keeps the value of the network")
+        self.memory.write_targets(filled.unsqueeze(-1))
         count = self.memory.sizes.sum().clamp(min=1)
         self.amplitude.copy_((self.memory.targets.square().sum() / count).sqrt())
 
@@ -130,22 +149,29 @@ class ResidualHead(ValueHead):
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Ridge weights from one Cholesky factor per query and action."""
         memory = self.memory
-        return ridge_weights(
-            queries, memory.features, memory.half_norms, self.kernel, self.lengthscale, self.ridge, self.k, self.search
-        )
+        index = self.search.index(memory.features, memory.half_norms)
+        return ridge_weights(queries, memory.features, index, self.kernel, self.lengthscale, self.ridge, self.k)
 
 
 class AveragingHead(ValueHead):
     """Normalised kernel weights without a solve: the ablation that shows what the ridge solve is worth.
 
     A. Pritzel et al., *Neural Episodic Control*, 2017, equation 2, with residuals in place of values.
+
+    Raises:
+        ValueError: the kernel is not a function of the distance.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.kernel.is_radial:
+            raise ValueError(f"kernel is {self.kernel}, but an averaging head needs a radial one, such as matern32")
 
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Kernel values over their sum; the variance is one minus the largest squared kernel value."""
         neighbors = self.search(queries, self.memory.features, self.k, self.memory.half_norms)
         values = torch.where(neighbors.mask, self.kernel(neighbors.distances / self.lengthscale), 0.0)
-        failed = ~values.isfinite().all(-1)
+        failed = ~(values.isfinite().all(-1) & queries.isfinite().all(-1))
         values = torch.where(failed.unsqueeze(-1), 0.0, values)
         weights = averaging_weights(values)
         variance = 1.0 - values.amax(-1).square()
@@ -158,6 +184,12 @@ class NetworkFreeHead(ResidualHead):
     def base_values(self, prior_mean: Float[Tensor, "queries actions"]) -> Float[Tensor, "queries actions"]:
         """Zero, [B, A]; ``prior_mean`` gives shape and dtype only."""
         return torch.zeros_like(prior_mean)
+
+
+def _add_count(counter: Tensor, flags: Tensor) -> None:
+    """Count what is true; on a CPU, where looking costs least, only when anything is."""
+    if not flags.is_cpu or traced() or flags.numpy().any():
+        counter.add_(flags.sum())
 
 
 HEADS: dict[str, type[ValueHead]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from skrl import compiled
+from skrl import compiling
 from skrl.value_heads import HEADS, NetworkFreeHead, ValueHead
 
 ACTIONS, CAPACITY, DIM, K = 4, 24, 3, 6
@@ -21,7 +21,7 @@ SIZES = [24, 10, 2, 0]
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every law holds with the compiled loops and without."""
     if request.param:
-        monkeypatch.setattr(compiled, "AVAILABLE", False)
+        monkeypatch.setattr(compiling, "AVAILABLE", False)
 
 
 @pytest.fixture(params=HEADS)

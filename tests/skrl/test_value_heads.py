@@ -126,3 +126,59 @@ def test_heads_run_outside_autocast() -> None:
     expected = head.correction(queries)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(head.correction(queries), expected, rtol=1e-5, atol=1e-5)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"k": 0}, "k is 0, but must be positive"),
+        ({"ridge": -1.0}, "ridge is -1.0, but must not be negative"),
+        ({"ridge": float("nan")}, "ridge is nan"),
+        ({"ridge": float("inf")}, "ridge is inf"),
+    ],
+)
+def test_settings_out_of_range_are_explained(keywords: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResidualHead(2, 5, 3, **keywords)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("kind", [ResidualHead, AveragingHead])
+def test_queries_that_do_not_fit_are_explained(kind: type[ValueHead]) -> None:
+    head = kind(2, 5, 3)
+    for queries in (torch.zeros(4, 2), torch.zeros(3), torch.zeros(2, 4, 3)):
+        with pytest.raises(ValueError, match=r"queries have shape .* but must be \[batch, 3\] like the features"):
+            head.correction(queries)
+    with pytest.raises(
+        ValueError, match=r"queries lie on meta and features on cpu; move both to one with .to\(device\)"
+    ):
+        head.correction(torch.zeros(4, 3, device="meta"))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_integer_queries_are_cast(dtype: torch.dtype) -> None:
+    head = ResidualHead(2, 40, 3, k=8)
+    fill(head, [40, 20])
+    queries = torch.randint(0, 2, (5, 3)).to(dtype)
+    assert torch.equal(head.correction(queries), head.correction(queries.float()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_residuals_that_are_not_finite_are_named(value: float) -> None:
+    """In a filled slot; what stands beyond them is ignored."""
+    head = ResidualHead(2, 10, 3)
+    fill(head, [10, 4])
+    residuals = torch.ones(2, 10)
+    residuals[1, 4:] = value
+    head.write_targets(residuals)
+    assert head.amplitude.item() == 1.0
+    residuals[1, 2] = value
+    with pytest.raises(
+        ValueError, match=f"residuals row 1 is not finite: {value} in column 2; rows are actions; a resid"
+    ):
+        head.write_targets(residuals)
+    assert head.amplitude.item() == 1.0

@@ -1,0 +1,310 @@
+"""Sparse Kernel as a function: lazy, local, differentiable kernel ridge regression.
+
+After J.-M. Mercier and G. Santin, *Differentiable Kernel Ridge Regression for Deep Learning Pipelines*, 2026,
+arXiv 2605.02313.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from skrl import compiled_solve
+from skrl.checks import (
+    check_answer,
+    check_lengthscale,
+    check_neighbors,
+    check_ridge,
+    check_rows,
+    check_sets,
+    floating,
+)
+from skrl.compiling import compiles, over_rows
+from skrl.distances import centred_points
+from skrl.exact_search import ExactSearch
+from skrl.fused import fuses
+from skrl.kernels import Kernel, make_kernel
+from skrl.local_solve import LocalSystem, Prediction, factorise
+from skrl.local_weights import compiled_weights, fused_weights
+from skrl.modes import full_precision, traced
+from skrl.neighbors import (
+    Localisation,
+    NeighborIndex,
+    NeighborSearch,
+    check_localisation,
+    gather_points,
+    local_neighbors,
+)
+from skrl.shapes import Bool, Float, Int, Shaped, Tensor
+
+MAX_GATHERED = 1 << 24
+"""Entries of the Gram matrices and neighbours that one chunk of queries may hold (64 MiB in float32)."""
+
+PriorMean = Callable[[Tensor], Tensor]
+"""Any map from features [n, d] to targets [n, c]; a neural network, say."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """Support points made ready for queries: centred, in units of the lengthscale, indexed; no gradient is recorded.
+
+    In these units distances are the kernel's argument r, whatever the scale of the data and however many lengthscales.
+
+    Attributes:
+        points: (x − centre) / ℓ, [M, d]; zero where a point is left out of the index.
+        centre: a point amidst them, [d].
+        kept: true where a point is in the index, [M].
+        index: over the points.
+    """
+
+    points: Float[Tensor, "points dim"]
+    centre: Float[Tensor, " dim"]
+    kept: Bool[Tensor, " points"]
+    index: NeighborIndex
+
+    def scaled(self, values: Float[Tensor, "rows dim"], lengthscale: Tensor | float) -> Float[Tensor, "rows dim"]:
+        """Points of the original space in these units, in the precision of the supports, [n, d]; carries gradients."""
+        return ((values.to(self.points.dtype) - self.centre) / lengthscale).contiguous()
+
+
+@torch.no_grad()
+def make_support(
+    features: Float[Tensor, "points dim"],
+    lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float,
+    search: NeighborSearch | None = None,
+) -> Support:
+    """Centre, scale and index support points.
+
+    Args:
+        features: X, [M, d]. A point whose norm in units of the lengthscale is not finite, beyond 10¹⁹ in float32, is
+            left out of the index.
+        lengthscale: ℓ, one or one per dimension.
+        search: how neighbours are found; exact by default.
+
+    Raises:
+        ValueError: a point is not finite (an accelerator would have to wait for that look, so there it is left out), or
+            the lengthscale is not positive.
+    """
+    features = precise(features.detach())
+    check_rows("features", features)
+    check_lengthscale(lengthscale, features.shape[1], features.dtype)
+    points, centre, half_norms = centred_points(features, lengthscale)
+    points = points.contiguous()
+    index = (search or ExactSearch()).index(points, half_norms)
+    return Support(points, centre.squeeze(0), half_norms.isfinite(), index)
+
+
+def sparse_kernel(
+    queries: Shaped[Tensor, "queries dim"],
+    features: Shaped[Tensor, "points dim"],
+    targets: Shaped[Tensor, "points targets"],
+    *,
+    kernel: str | Kernel = "matern32",
+    lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float = 1.0,
+    ridge: Float[Tensor, ""] | float = 1e-2,
+    k: int = 32,
+    localisation: Localisation = "hard",
+    prior_mean: PriorMean | None = None,
+    search: NeighborSearch | None = None,
+    support: Support | None = None,
+) -> Prediction:
+    """Predict by kernel ridge regression on the k nearest support points of every query.
+
+    Gradients reach queries, features, targets, lengthscale, ridge and the prior mean; which points are neighbours is
+    treated as constant. Neighbours are nearest in units of the lengthscale.
+
+    Without jitter ‖w‖ ≤ √κ(z, z) / (2 √λ), so the correction of the prior mean is at most that often the norm of the
+    neighbours' residuals, up to rounding.
+
+    Args:
+        queries: evaluation points z, [B, d].
+        features: support points X, [M, d]; M may be smaller than k, or zero. Their precision, float32 at least, is that
+            of the distances and solves.
+        targets: values Y at the support points, [M, c].
+        kernel: a kernel or its name.
+        lengthscale: ℓ > 0, in the units of the features; one, or one per dimension, [d].
+        ridge: λ ≥ 0.
+        k: neighbours per query.
+        localisation: "hard", or "continuous", whose prediction does not jump where the neighbours change.
+        prior_mean: m; zero when left out.
+        search: how neighbours are found; exact by default.
+        support: the features made ready before, with the same lengthscale and search, to save that work.
+
+    Returns:
+        Mean [B, c] and variance [B], in the dtype of the queries. Integers and booleans, in any of the three sets,
+        count as numbers of torch's default dtype. Without supports: the prior mean and variance κ(z, z).
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, a setting is out of range, or, on a CPU, a row of what was
+            given or of the answer is not finite. (An accelerator would have to wait for that look. There a query that
+            is not finite reads the prior, a support that is not finite is left out, and a target that is not finite
+            makes the answers that read it so.)
+    """
+    queries, features, targets = floating(queries), floating(features), floating(targets)
+    check_sets(queries, features, targets)
+    check_neighbors(k, features.shape[0])
+    check_rows("query", queries)
+    check_ridge(ridge)
+    check_localisation(localisation)
+    kernel = make_kernel(kernel, max(1, features.shape[1]))
+    residuals = prior_residuals(features, targets, prior_mean)
+    with full_precision(queries.device.type):
+        if support is None:
+            support = make_support(features, lengthscale, search)
+        elif support.points.shape != features.shape:
+            raise ValueError(
+                f"support was made of {tuple(support.points.shape)} features, but these are {tuple(features.shape)}; "
+                "make it again with make_support"
+            )
+        read = _read
+        if not _wants_gradient(queries, features, residuals, lengthscale, ridge):
+            if kernel.is_radial and compiles(support.points):
+                read = _read_compiled
+            elif fuses(kernel, k, support.points, ridge):
+                read = _read_fused
+        mean, variance = read(queries, features, residuals, support, kernel, lengthscale, ridge, k, localisation)
+    prior = None if prior_mean is None else prior_mean(queries)
+    mean = (mean if prior is None else mean + prior).to(queries.dtype)
+    check_answer(mean, prior, residuals, targets)
+    return Prediction(mean, variance.to(queries.dtype))
+
+
+def prior_residuals(
+    features: Float[Tensor, "points dim"], targets: Float[Tensor, "points targets"], prior_mean: PriorMean | None
+) -> Float[Tensor, "points targets"]:
+    """What is left for the kernel to explain: y − m(x), [M, c], in float32 at least.
+
+    Raises:
+        ValueError: the prior mean has another shape than the targets, which subtraction might broadcast to [M, M].
+    """
+    if prior_mean is None:
+        return precise(targets)
+    prior = prior_mean(features)
+    if prior.shape != targets.shape:
+        raise ValueError(
+            f"prior_mean returned shape {tuple(prior.shape)} for features of shape {tuple(features.shape)}, but must "
+            f"return {tuple(targets.shape)} like the targets"
+        )
+    return precise(targets - prior)
+
+
+def local_systems(
+    queries: Float[Tensor, "queries dim"],
+    features: Float[Tensor, "points dim"],
+    support: Support,
+    kernel: Kernel,
+    lengthscale: Tensor | float,
+    ridge: Tensor | float,
+    k: int,
+    localisation: Localisation = "hard",
+    width: int = 1,
+) -> Iterator[tuple[Int[Tensor, "queries k"], LocalSystem]]:
+    """Neighbours and factored systems, a chunk of queries at a time; arguments as in :func:`sparse_kernel`.
+
+    Args:
+        width: entries that the caller gathers per neighbour; a chunk leaves room for them.
+    """
+    points = _differentiable_points(features, support, lengthscale)
+    k = min(k, features.shape[0])
+    rows = MAX_GATHERED // max(1, k * max(k, width, queries.shape[1]))
+    for chunk in _chunks(queries, max(1, rows)):
+        # A query that is not finite must not meet the gradient either; it stands aside, and has no neighbours.
+        finite = chunk.isfinite().all(-1, keepdim=True)
+        scaled = support.scaled(torch.where(finite, chunk, support.centre), lengthscale)
+        neighbors, radius = local_neighbors(support.index, scaled, points, k, localisation)
+        neighbors = neighbors._replace(mask=neighbors.mask & finite)
+        yield neighbors.indices, factorise(neighbors, points, kernel, 1.0, ridge, radius)
+
+
+def _chunks(queries: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """One chunk while the code is read, whose number of queries stays open."""
+    return (queries,) if traced() else torch.split(queries, rows)
+
+
+def _differentiable_points(features: Tensor, support: Support, lengthscale: Tensor | float) -> Tensor:
+    if not _wants_gradient(features, lengthscale):
+        return support.points
+    # A point that is left out must not meet the gradient, where zero times infinity is no number.
+    return support.scaled(torch.where(support.kept.unsqueeze(-1), features, support.centre), lengthscale)
+
+
+def _wants_gradient(*values: Tensor | float) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def _read(
+    queries: Tensor,
+    features: Tensor,
+    residuals: Tensor,
+    support: Support,
+    kernel: Kernel,
+    lengthscale: Tensor | float,
+    ridge: Tensor | float,
+    k: int,
+    localisation: Localisation,
+) -> tuple[Tensor, Tensor]:
+    means, variances = [], []
+    systems = local_systems(queries, features, support, kernel, lengthscale, ridge, k, localisation, residuals.shape[1])
+    for indices, system in systems:
+        weights = system.weights()
+        means.append((weights.unsqueeze(-2) @ gather_points(residuals, indices).to(weights.dtype)).squeeze(-2))
+        variances.append(system.variance(weights))
+    return torch.cat(means), torch.cat(variances)
+
+
+@torch.no_grad()
+def _read_compiled(
+    queries: Tensor,
+    features: Tensor,
+    residuals: Tensor,
+    support: Support,
+    kernel: Kernel,
+    lengthscale: Tensor | float,
+    ridge: Tensor | float,
+    k: int,
+    localisation: Localisation,
+) -> tuple[Tensor, Tensor]:
+    scaled = support.scaled(queries, lengthscale)
+    found, present = support.index.nearest(scaled, k + (localisation == "continuous"))
+    local = compiled_weights(
+        scaled.unsqueeze(0), support.points.unsqueeze(0), found, present, kernel, 1.0, float(ridge), k, localisation
+    )
+    weights, targets = local.weights[0].numpy(), residuals.to(scaled.dtype).detach().contiguous().numpy()
+    means, indices = torch.empty(queries.shape[0], targets.shape[1], dtype=scaled.dtype), found.contiguous().numpy()
+    answers = means.numpy()
+    over_rows(
+        lambda start, stop: compiled_solve.mean_rows(indices, weights, targets, start, stop, answers),
+        queries.shape[0],
+        2e-9 * weights.shape[1] * targets.shape[1],
+    )
+    return means, local.variance[0]
+
+
+@torch.no_grad()
+def _read_fused(
+    queries: Tensor,
+    features: Tensor,
+    residuals: Tensor,
+    support: Support,
+    kernel: Kernel,
+    lengthscale: Tensor | float,
+    ridge: Tensor | float,
+    k: int,
+    localisation: Localisation,
+) -> tuple[Tensor, Tensor]:
+    scaled = support.scaled(queries, lengthscale)
+    found, present = support.index.nearest(scaled, k + (localisation == "continuous"))
+    local = fused_weights(
+        scaled.unsqueeze(0), support.points.unsqueeze(0), found, present, kernel, 1.0, ridge, k, localisation
+    )
+    targets = gather_points(residuals, local.indices[0]).to(scaled.dtype)
+    return (local.weights[0].unsqueeze(-2) @ targets).squeeze(-2), local.variance[0]
+
+
+def precise(values: Tensor) -> Tensor:
+    """At least float32: distances and solves in half precision overflow and lose their digits."""
+    if values.dtype is torch.float32 or values.dtype is torch.float64:
+        return values
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,89 @@
+"""Fixed support points are made ready for queries once, and again when they or the lengthscale have changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from skrl.functional import Support, make_support
+from skrl.modes import traced
+from skrl.neighbors import NeighborSearch
+from skrl.shapes import Float, Tensor
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A support and what it was made of. Holding the features keeps their memory from being given to others."""
+
+    support: Support
+    features: Tensor
+    version: int
+    lengthscale: Tensor
+    lengthscale_version: int
+
+    def serves(self, features: Tensor, lengthscale: Tensor) -> bool:
+        same = features.data_ptr() == self.features.data_ptr() and features._version == self.version
+        if not same or features.shape != self.features.shape or features.dtype != self.features.dtype:
+            return False
+        if lengthscale.device.type == "cpu":
+            return torch.equal(lengthscale, self.lengthscale)
+        # An accelerator would have to wait for a look at the value.
+        return lengthscale is self.lengthscale and lengthscale._version == self.lengthscale_version
+
+
+class SupportCache:
+    """The last support made of fixed features. Copies and pickles of it are empty: an index is made again where needed.
+
+    A change is seen by the address and the version counter of the features; what is written through ``.data`` has
+    neither.
+    """
+
+    def __init__(self) -> None:
+        self._known: _Known | None = None
+
+    def support(
+        self,
+        features: Float[Tensor, "points dim"],
+        lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"],
+        search: NeighborSearch,
+    ) -> Support:
+        """Support points made ready; see :func:`skrl.functional.make_support`.
+
+        Args:
+            features: X, [M, d]. Learned ones are made ready at every call, since many programs write to the ``.data``
+                of parameters; so are tensors of inference mode, which count no versions.
+            lengthscale: ℓ.
+            search: how neighbours are found.
+        """
+        learned = features.requires_grad or isinstance(features, nn.Parameter)
+        # First whether the code is being read: what reads it cannot ask a tensor for its mode.
+        if traced() or learned or features.is_inference() or _captured(features):
+            return make_support(features, lengthscale, search)
+        known = self._known
+        if known is None or not known.serves(features, lengthscale):
+            # What is made in inference mode could not be used in training.
+            with torch.inference_mode(False):
+                known = _known(features, lengthscale, search)
+            self._known = known
+        return known.support
+
+    def __reduce__(self) -> tuple[type[SupportCache], tuple[()]]:
+        return SupportCache, ()
+
+
+def _captured(features: Tensor) -> bool:
+    """A graph reads what the supports hold at its replay, not what they held before."""
+    return features.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _known(features: Tensor, lengthscale: Tensor, search: NeighborSearch) -> _Known:
+    on_cpu = lengthscale.device.type == "cpu"
+    return _Known(
+        support=make_support(features, lengthscale.detach(), search),
+        features=features.detach(),
+        version=features._version,
+        lengthscale=lengthscale.detach().clone() if on_cpu else lengthscale,
+        lengthscale_version=0 if on_cpu else lengthscale._version,
+    )

@@ -1,0 +1,404 @@
+"""Features, targets and points: fixed, learned or given at call time; what is chosen, stored and loaded."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from skrl import KERNELS, Prediction, SparseKernel, sparse_kernel
+
+INF, NAN = float("inf"), float("nan")
+KERNEL = {"k": 6, "lengthscale": 1.3, "ridge": 0.1}
+WAYS = ("fixed", "learned", "given")
+
+
+class Sets(NamedTuple):
+    features: Tensor
+    targets: Tensor
+    points: Tensor
+
+
+def sets(
+    points: int = 25, dim: int = 3, queries: int = 7, targets: int = 2, dtype: torch.dtype = torch.float64
+) -> Sets:
+    shapes = (points, dim), (points, targets), (queries, dim)
+    return Sets(*(torch.randn(*shape, dtype=torch.float64).to(dtype) for shape in shapes))
+
+
+def module(data: Sets, points: bool = True, **keywords: object) -> SparseKernel:
+    return SparseKernel(*data[: 3 if points else 2], **(KERNEL | keywords))  # type: ignore[arg-type]
+
+
+def expected(data: Sets, **keywords: object) -> Prediction:
+    return sparse_kernel(data.points, data.features, data.targets, **(KERNEL | keywords))  # type: ignore[arg-type]
+
+
+def assert_near(actual: Prediction, wanted: Prediction, tolerance: float = 1e-10) -> None:
+    for ours, theirs in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+# Fixed, learned, given
+
+
+@pytest.mark.parametrize("ways", list(itertools.product(WAYS, repeat=3)), ids="-".join)
+def test_every_way_for_every_set(ways: tuple[str, str, str]) -> None:
+    """One answer, a gradient for what is learned and for nothing else, and no record where nothing is."""
+    data = sets()
+    own = {name: value for name, value, way in zip(Sets._fields, data, ways, strict=True) if way != "given"}
+    for name in [name for name, way in zip(Sets._fields, ways, strict=True) if way == "learned"]:
+        own[name] = nn.Parameter(own[name].clone())
+    sparse = SparseKernel(**own, **KERNEL)  # type: ignore[arg-type]
+    at_call = {name: getattr(data, name) for name in Sets._fields if name not in own}
+    queries = at_call.pop("points", None)
+    prediction = sparse.predict(queries, **at_call)
+    # Without features of its own a module keeps its settings in torch's default dtype.
+    assert_near(prediction, expected(data), 1e-6 if ways[0] == "given" else 1e-10)
+    assert torch.equal(sparse(queries, **at_call), prediction.mean)
+    learned = {name for name, way in zip(Sets._fields, ways, strict=True) if way == "learned"}
+    assert set(dict(sparse.named_parameters())) == learned
+    assert prediction.mean.requires_grad == bool(learned)
+    assert set(sparse.state_dict()) == {*own, "fixed_lengthscale", "fixed_ridge"}
+    if learned:
+        prediction.mean.square().sum().backward()
+        for parameter in sparse.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0.0
+
+
+@pytest.mark.parametrize("lengthscale", [0.7, torch.tensor([0.5, 1.0, 2.0])])
+@pytest.mark.parametrize("localisation", ["hard", "continuous"])
+def test_everything_can_be_learned_at_once(lengthscale: Tensor | float, localisation: str) -> None:
+    data, network = sets(dtype=torch.float32), nn.Linear(3, 2)
+    sparse = SparseKernel(
+        *(nn.Parameter(value) for value in data),
+        k=6,
+        lengthscale=lengthscale,
+        ridge=0.2,
+        learn_kernel=True,
+        prior_mean=network,
+        localisation=localisation,  # type: ignore[arg-type]
+    )
+    names = {"features", "targets", "points", "log_lengthscale", "log_ridge", "prior_mean.weight", "prior_mean.bias"}
+    assert set(dict(sparse.named_parameters())) == names
+    assert set(dict(sparse.named_buffers())) == set()
+    prediction = sparse.predict()
+    (prediction.mean.square().sum() + prediction.variance.sum()).backward()
+    for name, parameter in sparse.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0.0).any(), name
+        assert parameter.grad.isfinite().all(), name
+    for parameter in (sparse.points, sparse.log_lengthscale):
+        assert (parameter.grad != 0.0).all()  # type: ignore[union-attr]
+    assert_near(
+        Prediction(*(value.detach() for value in prediction)),
+        sparse_kernel(
+            *(value.detach() for value in (sparse.points, sparse.features, sparse.targets)),  # type: ignore[union-attr]
+            k=6,
+            lengthscale=torch.as_tensor(lengthscale),
+            ridge=0.2,
+            prior_mean=lambda x: network(x).detach(),
+            localisation=localisation,  # type: ignore[arg-type]
+        ),
+        1e-4,
+    )
+
+
+def test_what_is_given_goes_before_what_the_module_has() -> None:
+    own, data = sets(), sets(40)
+    sparse = module(own)
+    assert_near(sparse.predict(data.points, features=data.features, targets=data.targets), expected(data))
+    assert_near(sparse.predict(data.points), expected(own._replace(points=data.points)))
+    assert_near(sparse.predict(targets=-own.targets), expected(own._replace(targets=-own.targets)))
+    assert_near(sparse.predict(), expected(own))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_what_is_given_has_to_fit_what_the_module_has() -> None:
+    sparse, data = module(sets()), sets(40, dim=4)
+    for keywords, message in (
+        ({"features": data.features}, r"features have shape \(40, 4\) and targets \(25, 2\)"),
+        ({"targets": data.targets}, r"features have shape \(25, 3\) and targets \(40, 2\)"),
+        ({"queries": data.points}, r"queries have shape \(7, 4\), but must be \[batch, 3\] like the features"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparse.predict(**keywords)
+
+
+def test_a_set_that_nobody_gives_is_named() -> None:
+    data = sets()
+    for sparse, keywords, message in (
+        (module(data, points=False), {}, "no points: give them to the constructor, or as `queries` at every call"),
+        (SparseKernel(points=data.points), {"targets": data.targets}, "no features: .* as `features` at every call"),
+        (SparseKernel(data.features), {"queries": data.points}, "no targets: .* as `targets` at every call"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparse.predict(**keywords)  # type: ignore[arg-type]
+
+
+def test_learned_sets_fit_by_any_optimizer() -> None:
+    data = sets(dtype=torch.float32)
+    sparse = SparseKernel(*(nn.Parameter(value) for value in data), **KERNEL, learn_kernel=True)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(sparse.parameters(), lr=0.05)
+    losses = []
+    for _ in range(30):
+        loss = (sparse() - 1.0).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+# Settings
+
+
+def test_settings_are_chosen_at_the_call_where_the_supports_come_with_it() -> None:
+    data = sets(60)
+    at_call = SparseKernel(k=6)
+    assert at_call.lengthscale is at_call.ridge is None
+    chosen = SparseKernel(data.features, data.targets, k=6)
+    for sparse in (at_call, SparseKernel(k=6, kernel=at_call.kernel)):
+        assert_near(
+            sparse.predict(data.points, features=data.features, targets=data.targets), chosen.predict(data.points)
+        )
+    few = sparse_kernel(data.points, data.features[:1], data.targets[:1], k=6)
+    for own in (SparseKernel(k=6), SparseKernel(data.features[:1], k=6), SparseKernel(data.features[:0], k=6)):
+        features = None if own.features is not None and len(own.features) else data.features[:1]
+        assert_near(own.predict(data.points, features=features, targets=data.targets[:1]), few)
+
+
+def test_only_what_is_left_out_is_chosen() -> None:
+    data = sets(60)
+    both = SparseKernel(data.features, data.targets, k=6)
+    assert both.lengthscale is not None
+    assert both.ridge is not None
+    assert SparseKernel(data.features, data.targets, k=6, ridge=0.37).ridge.item() == 0.37  # type: ignore[union-attr]
+    half = SparseKernel(data.features, data.targets, k=6, lengthscale=both.lengthscale)
+    assert torch.equal(half.ridge, both.ridge)  # type: ignore[arg-type]
+
+
+def test_a_learned_kernel_starts_at_its_settings() -> None:
+    data = sets(dtype=torch.float32)
+    sparse = module(data, learn_kernel=True)
+    torch.testing.assert_close(sparse.lengthscale, torch.tensor(1.3))
+    torch.testing.assert_close(sparse.ridge, torch.tensor(0.1))
+    assert module(data, ridge=0.0, learn_kernel=True).ridge.item() == pytest.approx(1e-8)  # type: ignore[union-attr]
+    for keywords in ({}, {"lengthscale": 1.0}, {"ridge": 1.0}):
+        with pytest.raises(ValueError, match="learn_kernel needs a start: give lengthscale and ridge, or features and"):
+            SparseKernel(data.features, learn_kernel=True, **keywords)  # type: ignore[arg-type]
+
+
+# Inputs of every kind
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_integers_and_booleans_are_cast(dtype: torch.dtype) -> None:
+    data = Sets(*((3.0 * value.abs()).to(dtype) for value in sets()))
+    sparse = module(data)
+    assert all(value.dtype == torch.float32 for value in sparse.buffers())
+    assert_near(sparse.predict(), expected(Sets(*(value.float() for value in data))), 1e-6)
+    assert_near(sparse.predict(data.points), sparse.predict(), 1e-6)
+    assert SparseKernel(data.features, data.targets).predict(data.points).mean.isfinite().all()
+    assert SparseKernel().predict(data.points, features=data.features, targets=data.targets).mean.isfinite().all()
+
+
+def test_memory_layout_does_not_matter() -> None:
+    data = sets()
+    transposed = Sets(*(value.t().contiguous().t() for value in data))
+    sparse = module(transposed)
+    assert all(value.is_contiguous() for value in sparse.buffers())
+    assert_near(sparse.predict(), expected(data))
+
+
+@pytest.mark.parametrize("name", Sets._fields)
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_row_that_is_not_finite_is_named_at_the_start(name: str, value: float) -> None:
+    data = sets()
+    getattr(data, name)[5, 1] = value
+    with pytest.raises(ValueError, match=f"{name} row 5 is not finite: {value} in column 1; drop it or repair it"):
+        module(data)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("features", "features"), ("targets", "targets"), ("points", "query")])
+def test_learned_rows_that_are_no_longer_numbers_are_named(name: str, shown: str) -> None:
+    """As after a step with an infinite gradient; a prediction would be silent about it."""
+    sparse = SparseKernel(*(nn.Parameter(value) for value in sets()), **{**KERNEL, "k": 25})  # type: ignore[arg-type]
+    sparse()
+    with torch.no_grad():
+        getattr(sparse, name)[4, 0] = NAN
+    for ask in (sparse.predict, torch.no_grad()(sparse.predict)):
+        with pytest.raises(ValueError, match=f"{shown} row 4 is not finite: nan in column 0"):
+            ask()
+
+
+@pytest.mark.parametrize("name", ["lengthscale", "ridge"])
+def test_learned_settings_that_are_no_longer_numbers_are_named(name: str) -> None:
+    for value, shown in ((NAN, "nan"), (1e3, "inf")):
+        sparse = module(sets(), learn_kernel=True)
+        sparse()
+        with torch.no_grad():
+            getattr(sparse, f"log_{name}").fill_(value)
+        with pytest.raises(
+            ValueError, match=f"{name} is {shown}, but must .* or lower the rate at which it is learned"
+        ):
+            sparse()
+
+
+@pytest.mark.parametrize("name", ["queries", "features", "targets"])
+def test_devices_that_differ_are_named(name: str) -> None:
+    data = sets()
+    given_ = {"queries": data.points, "features": data.features, "targets": data.targets}
+    given_[name] = given_[name].to("meta")
+    for sparse in (module(data), SparseKernel()):
+        with pytest.raises(ValueError, match=r"lie on .* and features on .*; move both to one with .to\(device\)"):
+            sparse.predict(**given_)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_bad_beginnings_are_explained() -> None:
+    data = sets()
+    for keywords, message in (
+        ({"points": data.points[:, :2]}, r"queries have shape \(7, 2\), but must be \[batch, 3\] like the features"),
+        ({"features": data.features[0]}, "with equally many points"),
+        ({"targets": data.targets[:3]}, "with equally many points"),
+        ({"lengthscale": torch.ones(2)}, r"lengthscale has shape \(2,\), but must be one number, or one .* \[3\]"),
+        ({"lengthscale": INF}, "lengthscale is inf, but must be positive and finite"),
+        ({"ridge": INF}, "ridge is inf"),
+        ({"localisation": "soft"}, "localisation is 'soft', but must be one of hard, continuous"),
+        ({"features": None, "kernel": "gausian"}, "did you mean 'gaussian'"),
+        ({"features": None, "k": 0}, "k is 0, but must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SparseKernel(**(data._asdict() | KERNEL | keywords))  # type: ignore[arg-type]
+
+
+def test_leave_one_out_of_own_points_and_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = module(sets())
+    whole = sparse.leave_one_out()
+    assert whole.shape == (7, 6, 2)
+    monkeypatch.setattr("skrl.functional.MAX_GATHERED", 100)
+    torch.testing.assert_close(sparse.leave_one_out(sparse.points), whole)
+
+
+def test_autocast_leaves_the_answer_alone() -> None:
+    data = sets(dtype=torch.float32)
+    for sparse in (module(data), module(data, learn_kernel=True), SparseKernel(*data, k=6)):
+        before = sparse.predict()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_near(sparse.predict(), before, 1e-5)
+            fresh = SparseKernel(*data, k=6)
+        torch.testing.assert_close(fresh.lengthscale, SparseKernel(*data, k=6).lengthscale)
+
+
+# State
+
+
+@pytest.mark.parametrize("fill", [0, 1, 2, 25])
+@pytest.mark.parametrize("other", [0, 1, 25, 40])
+@pytest.mark.parametrize("learned", [False, True])
+def test_state_loads_at_any_fill(fill: int, other: int, learned: bool) -> None:
+    """The number of rows is the state's, whatever the module had."""
+
+    def made(count: int) -> SparseKernel:
+        data = sets(count, queries=count + 1)
+        chosen = [nn.Parameter(value) for value in data] if learned else data
+        return SparseKernel(*chosen, **KERNEL, learn_kernel=learned)  # type: ignore[arg-type]
+
+    source, target = made(fill), made(other)
+    with torch.no_grad():
+        target.predict()
+    before = dict(target.named_parameters())
+    target.load_state_dict(source.state_dict())
+    assert_near(target.predict(), source.predict())
+    assert all(value is before[name] for name, value in target.named_parameters())
+    if learned:
+        target().sum().backward()
+        assert all(value.grad is not None and value.grad.shape == value.shape for value in target.parameters())
+
+
+def test_state_of_another_width_is_refused() -> None:
+    sparse = module(sets())
+    for other in (sets(dim=4), sets(targets=1)):
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            sparse.load_state_dict(module(other).state_dict())
+
+
+def test_state_loads_inside_another_module_and_by_assignment() -> None:
+    source, target = module(sets(9)), module(sets(12))
+    nn.Sequential(target).load_state_dict(nn.Sequential(source).state_dict())
+    assert_near(target.predict(), source.predict())
+    target = module(sets(12))
+    target.load_state_dict(source.state_dict(), assign=True)
+    assert_near(target.predict(), source.predict())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_copies_are_equal_and_independent(learned: bool) -> None:
+    data = sets()
+    chosen = [nn.Parameter(value.clone()) for value in data] if learned else data
+    sparse = SparseKernel(*chosen, **KERNEL, learn_kernel=learned, prior_mean=nn.Linear(3, 2).double())  # type: ignore[arg-type]
+    before = Prediction(*(value.detach() for value in sparse.predict()))
+    copies = [copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))]
+    with torch.no_grad():
+        sparse.features.add_(1.0)  # type: ignore[union-attr]
+    for other in copies:
+        assert_near(Prediction(*(value.detach() for value in other.predict())), before)
+        assert type(other) is SparseKernel
+
+
+# Whatever the supports
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    points=st.integers(0, 40),
+    distinct=st.integers(1, 40),
+    constant=st.booleans(),
+    scale=st.sampled_from([1.0, 2.0**-66, 2.0**66, 1e-20, 1e20]),
+    offset=st.sampled_from([0.0, 100.0]),
+    k=st.sampled_from([1, 6, 50]),
+    kernel=st.sampled_from(sorted(KERNELS)),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_chosen_settings_follow_the_units(
+    points: int,
+    distinct: int,
+    constant: bool,
+    scale: float,
+    offset: float,
+    k: int,
+    kernel: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    """Supports in any unit have their lengthscale in that unit, and the same answers: to the bit where it is exact."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = offset + torch.randn(distinct, 3, generator=generator, dtype=torch.float64)
+    pool[:, 0] = torch.where(torch.tensor(constant), 1.0, pool[:, 0])
+    features = pool[torch.randint(0, distinct, (points,), generator=generator)].to(dtype)
+    targets = torch.randn(points, 2, generator=generator, dtype=torch.float64).to(dtype)
+    queries = torch.cat([pool[:3], pool[:3] + 0.1]).to(dtype)
+    plain = SparseKernel(features, targets, k=k, kernel=kernel)
+    scaled = SparseKernel(scale * features, scale * targets, k=k, kernel=kernel)
+    assert plain.lengthscale is not None
+    assert scaled.lengthscale is not None
+    mean = scaled(scale * queries)
+    assert mean.isfinite().all()
+    spread = len(features.unique(dim=0)) > 1
+    if spread and math.frexp(scale)[0] == 0.5:
+        assert torch.equal(scaled.lengthscale, scale * plain.lengthscale)
+        assert torch.equal(scaled.ridge, plain.ridge)  # type: ignore[arg-type]
+        assert torch.equal(mean, scale * plain(queries))
+    elif spread:
+        torch.testing.assert_close(scaled.lengthscale, scale * plain.lengthscale, rtol=1e-3, atol=0.0)

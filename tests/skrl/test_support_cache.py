@@ -1,0 +1,183 @@
+"""Fixed supports are made ready once, and again after any change that can be seen."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import skrl.support_cache
+from skrl import Prediction, SparseKernel, sparse_kernel
+
+QUERIES = torch.linspace(-1.0, 1.0, 21).view(7, 3)
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr("skrl.compiling.AVAILABLE", False)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one entry whenever supports are made ready."""
+    calls: list[int] = []
+    make = skrl.support_cache.make_support
+    monkeypatch.setattr(skrl.support_cache, "make_support", lambda *args: calls.append(1) or make(*args))
+    return calls
+
+
+def sparse_module(**keywords: Any) -> SparseKernel:
+    chosen: dict[str, Any] = {"k": 6, "lengthscale": 1.3, "ridge": 0.1} | keywords
+    return SparseKernel(torch.randn(40, 3), torch.randn(40, 2), **chosen)
+
+
+@torch.no_grad()
+def assert_fresh(sparse: SparseKernel, queries: Tensor = QUERIES) -> None:
+    """The module answers as the function does, which keeps nothing."""
+    features, targets, lengthscale, ridge = sparse.features, sparse.targets, sparse.lengthscale, sparse.ridge
+    assert features is not None
+    assert targets is not None
+    assert lengthscale is not None
+    assert ridge is not None
+    expected = sparse_kernel(queries, features, targets, k=6, lengthscale=lengthscale, ridge=ridge)
+    answer = sparse.predict(queries)
+    assert torch.equal(answer.mean, expected.mean)
+    assert torch.equal(answer.variance, expected.variance)
+
+
+def test_supports_are_made_ready_once(made: list[int]) -> None:
+    sparse = sparse_module()
+    for _ in range(3):
+        assert_fresh(sparse)
+        sparse.leave_one_out(QUERIES)
+        with torch.inference_mode():
+            sparse(QUERIES)
+        with torch.no_grad():
+            sparse.targets.add_(1.0)  # type: ignore[union-attr]
+            sparse.ridge.mul_(2.0)  # type: ignore[union-attr]
+    assert len(made) == 1
+
+
+CHANGES: dict[str, Callable[[SparseKernel], object]] = {
+    "in place": lambda sparse: sparse.features.mul_(2.0),  # type: ignore[union-attr]
+    "one row": lambda sparse: sparse.features[3].zero_(),  # type: ignore[index]
+    "copied": lambda sparse: sparse.features.copy_(torch.randn(40, 3)),  # type: ignore[union-attr]
+    "replaced": lambda sparse: setattr(sparse, "features", torch.randn(40, 3)),
+    "loaded": lambda sparse: sparse.load_state_dict(sparse_module().state_dict()),
+    "loaded another size": lambda sparse: sparse.load_state_dict(
+        SparseKernel(torch.randn(9, 3), torch.randn(9, 2), lengthscale=0.5, ridge=0.1).state_dict()
+    ),
+    "other precision": lambda sparse: sparse.double(),
+    "there and back": lambda sparse: sparse.bfloat16().float(),
+    "another lengthscale": lambda sparse: sparse.lengthscale.fill_(0.4),  # type: ignore[union-attr]
+    "a lengthscale per dimension": lambda sparse: setattr(sparse, "fixed_lengthscale", torch.tensor([0.5, 1.0, 2.0])),
+    "in inference mode": torch.inference_mode()(lambda sparse: sparse.features.add_(1.0)),
+}
+
+
+ONCE = {"other precision", "another lengthscale", "a lengthscale per dimension"}
+"""What changes nothing when it is done again."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_seen(made: list[int], change: str) -> None:
+    sparse = sparse_module()
+    assert_fresh(sparse)
+    for count in (2, 3):
+        CHANGES[change](sparse)
+        queries = QUERIES.to(sparse.features.dtype)  # type: ignore[union-attr]
+        assert_fresh(sparse, queries)
+        assert len(made) == (2 if change in ONCE else count)
+
+
+def test_another_tensor_at_the_same_address_is_another_tensor() -> None:
+    """Memory that is let go is soon handed out again."""
+    sparse = sparse_module()
+    for _ in range(20):
+        assert_fresh(sparse)
+        sparse.features = None
+        sparse.features = torch.randn(40, 3)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_steps_of_a_learned_kernel_are_seen(made: list[int], optimizer: type[torch.optim.Optimizer]) -> None:
+    """Each step makes a new lengthscale, often at the address of the last one."""
+    sparse = sparse_module(learn_kernel=True)
+    steps = optimizer(sparse.parameters(), lr=0.1)  # type: ignore[call-arg]
+    for step in range(6):
+        steps.zero_grad()
+        sparse(QUERIES).square().sum().backward()
+        steps.step()
+        assert_fresh(sparse)
+        assert_fresh(sparse)
+        assert len(made) == step + 2
+    with torch.no_grad():
+        sparse.log_lengthscale.data.add_(1.0)  # type: ignore[union-attr]
+    assert_fresh(sparse)
+
+
+def test_learned_features_are_seen_however_they_are_written() -> None:
+    """Polyak updates write to ``.data``, which counts no version."""
+    sparse = SparseKernel(nn.Parameter(torch.randn(40, 3)), torch.randn(40, 2), k=6, lengthscale=1.3, ridge=0.1)
+    for freeze in (False, True):
+        sparse.features.requires_grad_(not freeze)  # type: ignore[union-attr]
+        assert_fresh(sparse)
+        sparse.features.data.mul_(0.5)  # type: ignore[union-attr]
+        assert_fresh(sparse)
+
+
+def test_a_prediction_in_inference_mode_does_not_hinder_training() -> None:
+    data = torch.randn(40, 3), torch.randn(40, 2)
+    with torch.inference_mode():
+        inside = SparseKernel(*data, k=6, lengthscale=1.3, ridge=0.1)
+        inside(QUERIES)
+    for sparse in (inside, sparse_module(), sparse_module(learn_kernel=True), sparse_module(lengthscale=None)):
+        with torch.inference_mode():
+            before = sparse(QUERIES.clone())
+        if sparse is inside:
+            torch.testing.assert_close(sparse(QUERIES), before)
+            continue
+        queries = QUERIES.clone().requires_grad_()
+        sparse(queries).sum().backward()
+        assert queries.grad is not None
+        torch.testing.assert_close(sparse(queries).detach(), before.clone())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_copies_and_pickles_hold_no_index(learned: bool) -> None:
+    sparse = sparse_module(learn_kernel=learned)
+    empty = len(pickle.dumps(sparse))
+    assert_fresh(sparse)
+    assert sparse._supports._known is not None
+    assert len(pickle.dumps(sparse)) == empty
+    for other in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))):
+        assert other._supports is not sparse._supports
+        assert other._supports._known is None
+        assert_fresh(other)
+        with torch.no_grad():
+            other.features.add_(1.0)
+        assert_fresh(other)
+        assert_fresh(sparse)
+
+
+def test_an_empty_module_serves() -> None:
+    sparse = SparseKernel(torch.zeros(0, 3), torch.zeros(0, 2), k=6)
+    assert_fresh(sparse)
+    sparse.load_state_dict(sparse_module().state_dict())
+    assert_fresh(sparse)
+
+
+def test_a_call_with_other_features_leaves_the_own_ones_ready(made: list[int]) -> None:
+    sparse = sparse_module()
+    assert_fresh(sparse)
+    other = torch.randn(9, 3)
+    answer = sparse.predict(QUERIES, features=other, targets=other)
+    assert isinstance(answer, Prediction)
+    assert_fresh(sparse)
+    assert len(made) == 1
