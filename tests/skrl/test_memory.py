@@ -1,12 +1,12 @@
-"""Support memory: written in place, loadable at any fill; and the rule that chooses its points."""
+"""Support memory: written in place, as a whole or by slots, loadable at any fill."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from skrl.memory import SupportMemory, newest_and_uniform
-from skrl.neighbors import ExactSearch
+from skrl.exact_search import ExactSearch
+from skrl.memory import SupportMemory
 
 SETS, CAPACITY, DIM = 3, 5, 2
 
@@ -117,40 +117,137 @@ def test_a_support_that_is_not_finite_is_left_empty() -> None:
     assert memory.features.isfinite().all()
 
 
-def choose(count: int, capacity: int, fraction: float, seed: int = 0) -> list[int]:
-    """Chosen positions of candidates 100, 101, …, given oldest first."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = newest_and_uniform(100 + torch.arange(count), capacity, fraction, generator)
-    return [int(candidate) - 100 for candidate in chosen]
+def test_a_support_whose_norm_overflows_is_left_empty() -> None:
+    memory = SupportMemory(1, 2, 1)
+    memory.write(torch.tensor([[[1e30], [2.0]]]), torch.tensor([2]), torch.ones(1, 2, 1))
+    assert memory.mask.tolist() == [[False, True]]
+    assert memory.features.flatten().tolist() == [0.0, 2.0]
+    assert memory.targets.flatten().tolist() == [0.0, 1.0]
 
 
-@pytest.mark.parametrize(("count", "capacity"), [(0, 3), (1, 3), (3, 3)])
-def test_few_candidates_are_all_chosen(count: int, capacity: int) -> None:
-    assert choose(count, capacity, 0.5) == list(range(count))
+@pytest.mark.parametrize(
+    ("sizes", "message"), [([0, 6, 5], r"sizes\[1\] is 6.*0 to 5"), ([0, 0, -1], r"sizes\[2\] is -1")]
+)
+def test_write_refuses_impossible_sizes(sizes: list[int], message: str) -> None:
+    memory = filled_memory([1, 2, 3])
+    before = memory.features.clone()
+    with pytest.raises(ValueError, match=message):
+        memory.write(torch.randn(SETS, CAPACITY, DIM), torch.tensor(sizes))
+    assert torch.equal(memory.features, before)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize(("count", "capacity"), [(5, 4), (100, 40), (41, 40), (1000, 1)])
-def test_choice_is_distinct_ordered_and_keeps_the_newest(count: int, capacity: int, fraction: float) -> None:
-    chosen = choose(count, capacity, fraction)
-    newest = round(capacity * fraction)
-    assert len(set(chosen)) == capacity
-    assert chosen == sorted(chosen)
-    assert set(range(count - newest, count)) <= set(chosen)
-    assert chosen[0] >= 0
-    assert chosen[-1] < count
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("features", "sizes", "targets", "message"),
+    [
+        ((SETS, CAPACITY - 1, DIM), (SETS,), (SETS, CAPACITY, 1), r"features have shape \(3, 4, 2\).*\(3, 5, 2\)"),
+        ((CAPACITY, DIM), (SETS,), (SETS, CAPACITY, 1), r"features have shape \(5, 2\)"),
+        ((SETS, CAPACITY, DIM), (), (SETS, CAPACITY, 1), r"sizes have shape \(\), but must have \(3,\)"),
+        ((SETS, CAPACITY, DIM), (SETS,), (SETS, CAPACITY), r"targets have shape \(3, 5\), but must have \(3, 5, 1\)"),
+    ],
+)
+def test_write_refuses_wrong_shapes(
+    features: tuple[int, ...], sizes: tuple[int, ...], targets: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        filled_memory([1, 2, 3]).write(torch.randn(features), torch.ones(sizes, dtype=torch.long), torch.randn(targets))
 
 
-def test_choice_repeats_with_its_generator_only() -> None:
-    assert choose(200, 20, 0.5, seed=1) == choose(200, 20, 0.5, seed=1)
-    assert choose(200, 20, 0.5, seed=1) != choose(200, 20, 0.5, seed=2)
+def test_write_slots_replaces_and_fills_up() -> None:
+    memory = filled_memory([3, 5, 0])
+    before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
+    addresses = {name: buffer.data_ptr() for name, buffer in memory.named_buffers()}
+    memory.write_slots(torch.tensor([4, 1, 3]), torch.tensor([[3.0, 4.0], [1.0, 1.0], [0.0, 2.0]]), torch.ones(3, 1))
+    assert memory.sizes.tolist() == [5, 5, 0]
+    assert memory.features[0, [4, 1, 3]].tolist() == [[3.0, 4.0], [1.0, 1.0], [0.0, 2.0]]
+    assert memory.half_norms[0, [4, 1, 3]].tolist() == [12.5, 1.0, 2.0]
+    assert memory.targets[0, [4, 1, 3], 0].tolist() == [1.0, 1.0, 1.0]
+    for name in ("features", "targets", "half_norms"):
+        assert torch.equal(memory.get_buffer(name)[0, [0, 2]], before[name][0, [0, 2]]), name
+        assert torch.equal(memory.get_buffer(name)[1:], before[name][1:]), name
+    assert addresses == {name: buffer.data_ptr() for name, buffer in memory.named_buffers()}
 
 
-def test_older_points_are_drawn_uniformly() -> None:
-    """Each of 30 older candidates is chosen with probability 1/3: 200 of 600 draws, standard deviation 11.5."""
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(40)
-    for _ in range(600):
-        counts[newest_and_uniform(torch.arange(40), 20, 0.5, generator)] += 1
-    assert (counts[30:] == 600).all()
-    assert (counts[:30] - 200).abs().max() < 60
+def test_write_slots_to_a_set_per_row_equals_a_loop() -> None:
+    together, loop = filled_memory([3, 5, 0]), SupportMemory(SETS, CAPACITY, DIM)
+    loop.load_state_dict(together.state_dict())
+    sets, slots = torch.tensor([2, 0, 2, 1]), torch.tensor([1, 3, 0, 4])
+    features, targets = torch.randn(4, DIM), torch.randn(4, 1)
+    together.write_slots(slots, features, targets, sets)
+    for row in (2, 0, 1, 3):
+        loop.write_slots(slots[row : row + 1], features[row : row + 1], targets[row : row + 1], int(sets[row]))
+    assert together.sizes.tolist() == [4, 5, 2]
+    for name, buffer in loop.named_buffers():
+        assert torch.equal(together.get_buffer(name), buffer), name
+
+
+def test_write_slots_of_everything_equals_write() -> None:
+    features, targets = torch.randn(SETS, CAPACITY, DIM), torch.randn(SETS, CAPACITY, 1)
+    whole, slotwise = filled_memory([1, 2, 3]), filled_memory([1, 2, 3])
+    features[1, 2, 0] = float("inf")
+    whole.write(features, torch.tensor([CAPACITY] * SETS), targets)
+    sets = torch.arange(SETS).repeat_interleave(CAPACITY)
+    slotwise.write_slots(torch.arange(CAPACITY).repeat(SETS), features.flatten(0, 1), targets.flatten(0, 1), sets)
+    assert not whole.mask[1, 2]
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(slotwise.get_buffer(name), buffer), name
+
+
+@pytest.mark.parametrize(
+    ("slots", "set_index", "message"),
+    [
+        ([4], 0, "slot 4 of set 0 would leave a gap after its 3 supports"),
+        ([3, 4, 1], 2, "slot 1 of set 2 would leave a gap after its 0 supports"),
+        ([5], 1, "slot 5 does not exist; a set has 5 slots"),
+        ([-1], 1, "slot -1 does not exist"),
+        ([0, 2, 0], 1, "slot 0 of set 1 is given twice"),
+        ([0], 3, "set_index is 3, but the memory has 3 sets"),
+        ([0], -1, "set_index is -1"),
+    ],
+)
+def test_write_slots_refuses_places_that_make_no_sense(slots: list[int], set_index: int, message: str) -> None:
+    memory = filled_memory([3, 5, 0])
+    before = memory.features.clone()
+    with pytest.raises(ValueError, match=message):
+        memory.write_slots(torch.tensor(slots), torch.randn(len(slots), DIM), torch.randn(len(slots), 1), set_index)
+    assert torch.equal(memory.features, before)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("features", "targets", "message"),
+    [
+        ((1, DIM), (2, 1), r"features have shape \(1, 2\), but must have \(2, 2\)"),
+        ((2, DIM), (2,), r"targets have shape \(2,\), but must have \(2, 1\)"),
+    ],
+)
+def test_write_slots_refuses_wrong_shapes(features: tuple[int, ...], targets: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        filled_memory([3, 5, 0]).write_slots(torch.tensor([0, 1]), torch.randn(features), torch.randn(targets))
+
+
+def test_append_goes_on_until_full_and_says_where() -> None:
+    memory, features, targets = SupportMemory(2, 3, 1), torch.tensor([[1.0], [2.0]]), torch.tensor([[5.0], [6.0]])
+    assert memory.append(features, targets, 1).tolist() == [0, 1]
+    assert memory.append(features, targets, 1).tolist() == [2, -1]
+    assert memory.append(features, targets, 1).tolist() == [-1, -1]
+    assert memory.append(features[:0], targets[:0]).tolist() == []
+    assert memory.sizes.tolist() == [0, 3]
+    assert memory.features[1].flatten().tolist() == [1.0, 2.0, 1.0]
+    assert memory.targets[1].flatten().tolist() == [5.0, 6.0, 5.0]
+    with pytest.raises(ValueError, match="set_index is 2"):
+        memory.append(features, targets, 2)
+
+
+def test_append_fills_the_slot_of_a_support_that_was_not_finite() -> None:
+    memory = SupportMemory(1, 4, 1)
+    memory.write(torch.tensor([[[1.0], [float("nan")], [3.0], [9.0]]]), torch.tensor([3]))
+    assert memory.append(torch.tensor([[2.0], [4.0]]), torch.zeros(2, 1)).tolist() == [1, 3]
+    assert memory.features.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_slots_hold_no_gradient_and_keep_the_memory_s_dtype() -> None:
+    memory = SupportMemory(1, 2, 1).half()
+    memory.append(torch.ones(1, 1, dtype=torch.float64, requires_grad=True), torch.ones(1, 1, requires_grad=True))
+    assert [buffer.dtype for buffer in memory.buffers()] == [torch.float16] * 3 + [torch.long]
+    assert not any(buffer.requires_grad for buffer in memory.buffers())
