@@ -1,0 +1,134 @@
+"""A whole query, from search to prediction, as one CUDA graph: one launch in place of dozens.
+
+The graph reads supports, targets and settings from the memory where they lay at capture: what is written into it in
+place, as :class:`skrl.memory.SupportMemory` and optimizers do, shows at the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Answer = TypeVar("Answer")
+
+WARM_UPS = 3
+"""Plain calls before the capture: libraries allocate and Triton compiles in the first ones."""
+
+
+class Graph(Protocol):
+    """A :class:`torch.cuda.CUDAGraph`, or what does its work."""
+
+    def replay(self) -> None:
+        """Run what was captured, on the inputs of the capture, into its answer."""
+
+
+class CapturedQuery(Generic[Answer]):
+    """A query that was captured; made by :func:`capture`.
+
+    Args:
+        query: what was captured.
+        inputs: the tensors it read, which every call overwrites.
+        graph: the graph.
+        answer: the tensors it wrote, which every call overwrites.
+    """
+
+    def __init__(self, query: Callable[..., Answer], inputs: tuple[Tensor, ...], graph: Graph, answer: Answer) -> None:
+        self.query, self.inputs, self.graph, self.answer = query, inputs, graph, answer
+        self._places = _places(query)
+
+    def __call__(self, *queries: Tensor) -> Answer:
+        """The answer to queries of the captured shapes, without gradients.
+
+        It lies in the same memory at every call: clone what has to outlive the next one.
+
+        Raises:
+            ValueError: number, shape, dtype or device differ from the captured ones.
+            RuntimeError: a tensor of the module was replaced since the capture.
+        """
+        if [_form(tensor) for tensor in queries] != [_form(tensor) for tensor in self.inputs]:
+            got, captured = (", ".join(map(_describe, tensors)) for tensors in (queries, self.inputs))
+            raise ValueError(f"got {got}, but {captured} was captured; capture once per shape")
+        if _places(self.query) != self._places:
+            raise RuntimeError(
+                "a parameter or buffer was replaced since the capture, and the graph still reads the old one; write in "
+                "place, or capture again"
+            )
+        for buffer, values in zip(self.inputs, queries, strict=True):
+            buffer.copy_(values)
+        self.graph.replay()
+        return self.answer
+
+
+def capture(query: Callable[..., Answer], *examples: Tensor) -> CapturedQuery[Answer]:
+    """Capture a query as a CUDA graph, to be called with tensors of the same shapes.
+
+    Everything happens on the device, so a search that works elsewhere cannot be captured, and lengthscale and ridge
+    have to be given. Random draws repeat PyTorch's rules for graphs. The plain calls before the capture do what such
+    calls do: a value head counts the fallbacks of the examples.
+
+    Where the fused kernel serves the query the graph calls no solver library. Elsewhere it holds
+    ``torch.linalg.cholesky_ex``, which PyTorch documents to wait for the device only when it checks for errors, and
+    which allocates in the calls before the capture, on the same stream; NVIDIA does not promise that cuSOLVER can be
+    captured.
+
+    Args:
+        query: a module, a bound method of one such as ``head.localise``, or any function of tensors. It returns a
+            tensor or a (named) tuple of them.
+        examples: inputs, on a CUDA device.
+
+    Returns:
+        The captured query.
+
+    Raises:
+        ValueError: the examples do not lie on one CUDA device.
+        RuntimeError: the query waits for the device, and cannot be captured.
+    """
+    device = _device_of(examples)
+    inputs = tuple(example.detach().clone() for example in examples)
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.no_grad(), torch.cuda.device(device):
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                query(*inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                answer = query(*inputs)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "the query cannot be captured: something in it waits for the device, a search outside PyTorch or a "
+                "setting that is tuned at every call, say; give lengthscale and ridge, or call it without a graph"
+            ) from error
+    return CapturedQuery(query, inputs, graph, answer)
+
+
+def _device_of(examples: tuple[Tensor, ...]) -> torch.device:
+    devices = {example.device for example in examples}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+        places = ", ".join(sorted(map(str, devices))) or "no device, since none were given"
+        raise ValueError(
+            f"the examples lie on {places}, but a CUDA graph needs all of them on one CUDA device; move module and "
+            "examples there, or call the module as it is"
+        )
+    return devices.pop()
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+
+
+def _places(query: Callable[..., object]) -> list[int]:
+    """Where the parameters and buffers of a module, or of a bound method's module, lie in memory."""
+    module = getattr(query, "__self__", query)
+    if not isinstance(module, nn.Module):
+        return []
+    return [tensor.data_ptr() for tensors in (module.parameters(), module.buffers()) for tensor in tensors]

@@ -1,0 +1,167 @@
+"""Queries on a GPU: fused, captured and compiled they equal the plain ones, and none waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from skrl import KERNELS, ResidualHead, SparseKernel, fused, sparse_kernel
+from skrl.cuda_graph import CapturedQuery, capture
+from skrl.exact_search import ExactSearch
+from skrl.kernels import Matern32
+from skrl.local_weights import ridge_weights
+from skrl.neighbors import Localisation
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+both_localisations = pytest.mark.parametrize("localisation", ["hard", "continuous"])
+
+
+@pytest.fixture
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "fused" and not fused.AVAILABLE:
+        pytest.skip("Triton is not installed: pip install '.[triton]'")
+    monkeypatch.setattr(fused, "AVAILABLE", request.param == "fused")
+    return str(request.param)
+
+
+@pytest.fixture
+def _errors_for_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(actual.cpu().double(), expected.cpu().double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
+@both_localisations
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_equals_the_cpu(path: str, kernel: str, localisation: Localisation) -> None:
+    queries, features, targets = torch.randn(300, 5), torch.randn(2000, 5), torch.randn(2000, 2)
+    settings = {"kernel": kernel, "k": 12, "ridge": 0.1, "localisation": localisation}
+    expected = sparse_kernel(queries.double(), features.double(), targets.double(), **settings)
+    with torch.no_grad():
+        actual = sparse_kernel(queries.cuda(), features.cuda(), targets.cuda(), **settings)
+    assert_near(actual.mean, expected.mean)
+    assert_near(actual.variance, expected.variance)
+
+
+@pytest.mark.parametrize("path", ["fused"], indirect=True)
+@pytest.mark.parametrize("dim", [1, 3, 64, 200])
+@pytest.mark.parametrize("k", [1, 2, 5, 16, 32, 33, 64])
+def test_every_size_of_the_fused_kernel_equals_float64(path: str, k: int, dim: int) -> None:
+    features, queries = torch.randn(2, 500, dim), torch.randn(2, 40, dim)
+    lengthscale = 2.0 * dim**0.5
+    for localisation in ("hard", "continuous"):
+        arguments = Matern32(), lengthscale, 0.5, k, localisation
+        exact = ridge_weights(queries.double(), features.double(), ExactSearch().index(features.double()), *arguments)
+        on_device = features.cuda()
+        actual = ridge_weights(queries.cuda(), on_device, ExactSearch().index(on_device), *arguments)
+        assert_near(actual.variance, exact.variance)
+        assert_near(actual.weights.sort(-1).values, exact.weights.sort(-1).values)
+        assert not actual.failed.any()
+        assert not actual.jittered.any()
+
+
+@pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
+def test_singular_and_strange_systems_are_flagged(path: str) -> None:
+    features = torch.tensor([[[0.0], [0.0], [50.0], [51.0]]], device="cuda")
+    queries = torch.tensor([[[50.2], [0.1], [float("nan")]]], device="cuda")
+    local = ridge_weights(queries, features, ExactSearch().index(features), Matern32(), 1.0, 0.0, 2)
+    assert local.jittered.tolist() == [[False, True, False]]
+    assert local.failed.tolist() == [[False, False, True]]
+    assert local.weights[0, 2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
+def test_beside_more_duplicates_than_neighbours_every_window_has_ended(path: str) -> None:
+    features = torch.full((1, 9, 40), 0.7, device="cuda")
+    index = ExactSearch().index(features)
+    queries = features[:, :1] + torch.linspace(0.1, 1.0, 50, device="cuda").view(1, 50, 1)
+    local = ridge_weights(queries, features, index, Matern32(), 1.0, 0.1, 8, "continuous")
+    assert_near(local.variance, torch.ones(1, 50), 1e-6)
+    assert_near(local.weights, torch.zeros(1, 50, 8), 1e-6)
+
+
+@pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
+@both_localisations
+@pytest.mark.usefixtures("_errors_for_waiting")
+def test_no_query_waits_for_the_device(path: str, localisation: Localisation) -> None:
+    module = SparseKernel(
+        torch.randn(500, 4), torch.randn(500, 2), k=8, lengthscale=1.0, ridge=0.1, localisation=localisation
+    ).cuda()
+    head = ResidualHead(3, 200, 4, k=8).cuda()
+    queries = torch.randn(50, 4, device="cuda")
+    with torch.no_grad():
+        module.predict(queries)
+        head(queries, queries[:, :3])
+    learned = queries.clone().requires_grad_()
+    module(learned).sum().backward()
+
+
+def rewritten(captured: CapturedQuery[Tensor], plain: Callable[..., Tensor], rewrite: Callable[[], None]) -> None:
+    """The captured query equals the plain one, also after its supports were rewritten in place."""
+    for _ in range(3):
+        inputs = [torch.randn_like(values) for values in captured.inputs]
+        with torch.no_grad():
+            torch.testing.assert_close(captured(*inputs), plain(*inputs), rtol=1e-5, atol=1e-5)
+        rewrite()
+
+
+@pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
+def test_captured_head_equals_the_plain_one(path: str) -> None:
+    head = ResidualHead(2, 1000, 4, k=8).cuda()
+
+    def rewrite() -> None:
+        sizes = torch.randint(0, 1001, (2,)).cuda()
+        head.memory.write(torch.randn(2, 1000, 4, device="cuda"), sizes, torch.randn(2, 1000, 1, device="cuda"))
+
+    rewrite()
+    rewritten(capture(head, torch.randn(32, 4).cuda(), torch.randn(32, 2).cuda()), head, rewrite)
+    assert head.fallbacks.item() == 0
+
+
+@pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
+@both_localisations
+def test_captured_module_equals_the_plain_one(path: str, localisation: Localisation) -> None:
+    module = SparseKernel(
+        torch.randn(500, 4), torch.randn(500, 2), k=8, lengthscale=1.0, ridge=0.1, localisation=localisation
+    ).cuda()
+
+    def rewrite() -> None:
+        for values in (module.features, module.targets):
+            values.copy_(torch.randn_like(values))
+
+    rewritten(capture(module, torch.randn(32, 4).cuda()), module, rewrite)
+
+
+def test_what_waits_cannot_be_captured() -> None:
+    head = ResidualHead(2, 100, 4, k=8).cuda()
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        capture(lambda queries: head.correction(queries) * queries.max().item(), torch.randn(32, 4).cuda())
+
+
+@both_localisations
+@pytest.mark.usefixtures("without_shape_checks")
+def test_gradients_equal_those_on_the_cpu(localisation: Localisation) -> None:
+    network = nn.Sequential(
+        nn.Linear(4, 3),
+        SparseKernel(
+            torch.randn(500, 3), torch.randn(500, 2), k=8, lengthscale=1.0, ridge=0.1, localisation=localisation
+        ),
+    )
+    queries = torch.randn(40, 4)
+    expected = torch.autograd.grad(network(queries).square().sum(), list(network.parameters()))
+    network.cuda()
+    actual = torch.autograd.grad(network(queries.cuda()).square().sum(), list(network.parameters()))
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert_near(mine, theirs, 1e-3)
