@@ -24,6 +24,9 @@ from agents.training.registry import build_model
 from agents.training.settings import resolve
 from envs import make_env
 
+WARM_UP = 1500
+"""Steps of the throw-away agents: enough for every loop of a refresh to have been called."""
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -72,6 +75,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = {}
     for env in settings.envs:
+        # Throw-away agents first: the compiled loops are translated once per installation, not once per step.
+        seconds_per_round([make_model(name, env) for name in (settings.agent, settings.baseline)], WARM_UP, 1)
         models = [make_model(name, env) for name in (settings.agent, settings.baseline)]
         steps = int(BUDGETS[env] * settings.share) // settings.rounds
         seconds = seconds_per_round(models, steps, settings.rounds)

@@ -22,8 +22,21 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-UNCHECKED = {"__init__", "compiled"}
-"""Modules of skrl without shape annotations; numba must see the plain functions of ``compiled``."""
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when it loads: it then runs kernels on a CPU
+
+UNCHECKED = {
+    "__init__",
+    "compiling",
+    "compiled_search",
+    "compiled_solve",
+    "compiled_screen",
+    "cuda_graph",
+    "fused_kernels",
+    "modes",
+    "compiled_kernels",
+}
+"""Modules of skrl without shape annotations; numba must see the plain functions of the compiled ones."""
 
 CHECKED = [f"skrl.{path.stem}" for path in sorted((ROOT / "skrl").glob("*.py")) if path.stem not in UNCHECKED]
 CHECKED.append("agents.common.targets")

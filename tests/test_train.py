@@ -259,5 +259,7 @@ def test_commit_of_a_checkout(tmp_path: Path) -> None:
     assert len(clean) == 40
     (tmp_path / "new").write_text("")
     assert commit(tmp_path) == f"{clean}-dirty"
+    assert commit(tmp_path, ignore=("old", "new")) == clean
+    assert commit(tmp_path, ignore=("old",)) == f"{clean}-dirty"
     (tmp_path / "inside").mkdir()
     assert commit(tmp_path / "inside") is None

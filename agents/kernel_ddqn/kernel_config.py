@@ -26,8 +26,17 @@ class KernelConfig:
     capacity: Count = 4000
     """Support points in total, shared evenly among the actions."""
 
-    kernel: Literal["gaussian", "laplace", "matern32", "matern52"] = "matern32"
-    """Radial kernel: gaussian, laplace, matern32 or matern52."""
+    kernel: Literal[
+        "gaussian",
+        "laplace",
+        "matern32",
+        "matern52",
+        "inverse_multiquadric",
+        "wendland_c2",
+        "wendland_c4",
+        "polynomial",
+    ] = "matern32"
+    """Kernel of the local regression; all but polynomial are functions of the distance."""
 
     ridge: Positive = 1.0
     """Tikhonov term on the diagonal of the local Gram matrix (a normalised kernel has ones there)."""
@@ -56,6 +65,8 @@ class KernelConfig:
             object.__setattr__(self, name, value)
         if self.head == "averaging" and self.ridge != type(self).ridge:
             raise ConfigError(f"kernel.ridge is {self.ridge}, but the averaging head solves nothing; leave ridge out")
+        if self.head == "averaging" and self.kernel == "polynomial":
+            raise ConfigError("kernel.kernel is polynomial, but the averaging head weighs by distance; take another")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> KernelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,11 +23,12 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def commit(root: Path = SOURCE_ROOT) -> str | None:
+def commit(root: Path = SOURCE_ROOT, ignore: Sequence[str] = ()) -> str | None:
     """Git commit of a checkout.
 
     Args:
         root: top folder of the checkout; this code's own when left out.
+        ignore: folders whose files do not count as differing, for results that are written while they are measured.
 
     Returns:
         The hash, with `-dirty` behind it when files differ from it; None when the folder is no checkout's top, has no
@@ -36,7 +38,8 @@ def commit(root: Path = SOURCE_ROOT) -> str | None:
     head = _git(root, "rev-parse", "--verify", "HEAD")
     if top is None or head is None or Path(top).resolve() != root.resolve():
         return None
-    return f"{head}-dirty" if _git(root, "status", "--porcelain") else head
+    changes = _git(root, "status", "--porcelain", "--", ".", *(f":(exclude){folder}" for folder in ignore))
+    return f"{head}-dirty" if changes else head
 
 
 def _git(root: Path, *arguments: str) -> str | None:
