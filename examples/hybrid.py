@@ -1,4 +1,4 @@
-"""A hybrid model: a Sparse Kernel in place of ``model.fc``, trained end to end with the network, beside its plain twin.
+"""A hybrid model: a Sparse Kernel beside ``model.fc``, trained end to end with the network, and its plain twin.
 
 python examples/hybrid.py
 python examples/hybrid.py --backbone vit --labels 20 --seeds 0 1 2
@@ -13,12 +13,13 @@ from statistics import mean
 
 import torch
 import tyro
-from backbones import accuracy, make_backbone, train
+from backbones import ConvNet, VisionTransformer, accuracy, make_backbone, train
 from images import Images, Split, first_per_class, load_images, split_per_class
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from skrl import SparseKernelClassifier
+from skrl.activations import collect_features
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,34 @@ class Result:
     seconds: float
 
 
-def kernel_head(supports: int) -> SparseKernelClassifier:
-    """A readout whose supports, their targets, lengthscale and ridge all learn."""
-    return SparseKernelClassifier(
-        scaling="standard", max_supports=supports, learn_supports=True, learn_targets=True, learn_kernel=True
-    )
+class HybridHead(nn.Module):
+    """A linear layer plus a Sparse Kernel whose supports, their targets, lengthscale and ridge all learn.
+
+    Features move as the network learns. Far from all supports the kernel answers a constant, and the linear layer
+    still has a gradient.
+
+    Args:
+        linear: the layer.
+        supports: support points of the kernel.
+    """
+
+    def __init__(self, linear: nn.Module, supports: int) -> None:
+        super().__init__()
+        self.linear = linear
+        # The supports are training pictures: under a small ridge the kernel would recite them, and nothing be learned.
+        self.kernel = SparseKernelClassifier(
+            scaling="standard",
+            ridge=1.0,
+            max_supports=supports,
+            learn_supports=True,
+            learn_targets=True,
+            learn_kernel=True,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits, [B, C], of features, [B, d]."""
+        logits: Tensor = self.linear(features) + self.kernel(features)
+        return logits
 
 
 def plain(settings: Settings, data: Split, seed: int) -> Result:
@@ -81,10 +105,15 @@ def plain(settings: Settings, data: Split, seed: int) -> Result:
 def hybrid(settings: Settings, data: Split, seed: int) -> Result:
     """The same network, with the same first weights, under a Sparse Kernel."""
     model = make_backbone(settings.backbone, data.train, seed)
-    model.fc = kernel_head(settings.supports)
-    # Supports start as features of training pictures, so that the kernel is a sensible one from the first step.
-    model.fc.fit_loader(data.train.loader(), backbone=model)
+    put_kernel_on(model, data.train, settings.supports)
     return trained(model, settings, data, seed)
+
+
+def put_kernel_on(model: ConvNet | VisionTransformer, images: Images, supports: int) -> None:
+    """Add a Sparse Kernel to ``model.fc``; its supports start as features of these pictures."""
+    head = HybridHead(model.fc, supports)
+    head.kernel.fit(*collect_features(images.loader(), backbone=model, head=model.fc))
+    model.fc = head
 
 
 def trained(model: nn.Module, settings: Settings, data: Split, seed: int) -> Result:

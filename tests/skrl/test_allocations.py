@@ -47,7 +47,7 @@ def storages(tree: object) -> list[torch.UntypedStorage]:
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and request.param == "compiled")
-    for name in ("neighbors.MAX_SCORES", "neighbors.MAX_COMPILED_SCORES", "functional.MAX_GATHERED"):
+    for name in ("exact_search.MAX_SCORES", "exact_search.MAX_COMPILED_SCORES", "functional.MAX_GATHERED"):
         monkeypatch.setattr(f"skrl.{name}", LIMIT)
     monkeypatch.setattr("skrl.local_weights.MAX_GRAM", LIMIT)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skrl import compiled_search, compiling
 from skrl.compiled_search import GROUP
-from skrl.neighbors import _tiles
+from skrl.exact_search import _tiles
 
 INF, NAN = float("inf"), float("nan")
 needs_numba = pytest.mark.skipif(not compiling.AVAILABLE, reason="too slow without numba")

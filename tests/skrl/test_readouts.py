@@ -156,9 +156,9 @@ def test_weak_directions_of_deep_features_count() -> None:
     X = torch.randn(600, 12) * torch.tensor([20.0, 20.0] + [1.0] * 10)
     y = (X[:, 2:5].sum(-1) > 0).long()
     X = X @ torch.linalg.qr(torch.randn(12, 12)).Q
-    model = SparseKernelClassifier().fit(X[:300], y[:300])
+    model = SparseKernelClassifier(k=32).fit(X[:300], y[:300])
     assert model.scaling_.rotation is not None
-    isotropic = SparseKernelClassifier(scaling="isotropic").fit(X[:300], y[:300])
+    isotropic = SparseKernelClassifier(k=32, scaling="isotropic").fit(X[:300], y[:300])
     assert model.score(X[300:], y[300:]) > isotropic.score(X[300:], y[300:]) + 0.05
     wide = torch.randn(20, 2049)
     assert SparseKernelClassifier(ridge=0.1).fit(wide, (wide[:, 0] > 0).long()).scaling_.rotation is None
