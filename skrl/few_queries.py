@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from skrl import exact_search
 from skrl.compiled_kernels import CODES, MAX_DISTANCES, predict_few
 from skrl.compiling import Array, compiles
 from skrl.exact_search import ExactIndex, inner_products
@@ -72,7 +73,11 @@ class FewQueries:
         """Whether these queries fit and are so few that this way is the shorter one."""
         if queries.dim() != 2 or queries.shape[1] != self.dim or queries.dtype is not self.dtype:
             return False
-        return len(queries) * self.k * (self.k + 1) <= 2 * MAX_DISTANCES or len(queries) == 1
+        rows = len(queries)
+        if rows == 1:
+            return True
+        few_scores = self.tiled or rows * len(self.points) <= exact_search.MAX_COMPILED_SCORES
+        return few_scores and rows * self.k * (self.k + 1) <= 2 * MAX_DISTANCES
 
     def __call__(self, queries: Float[Tensor, "queries dim"]) -> Prediction | None:
         """Mean [B, c] and variance [B]; None when a query is not finite.

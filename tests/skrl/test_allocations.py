@@ -50,6 +50,10 @@ def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("exact_search.MAX_SCORES", "exact_search.MAX_COMPILED_SCORES", "functional.MAX_GATHERED"):
         monkeypatch.setattr(f"skrl.{name}", LIMIT)
     monkeypatch.setattr("skrl.local_weights.MAX_GRAM", LIMIT)
+    # One product of the screened search, which processors with bfloat16 take.
+    monkeypatch.setattr("skrl.screening.MAX_ROWS", 8)
+    for name in ("MIN_TILE", "MAX_TILE"):
+        monkeypatch.setattr(f"skrl.screening.{name}", 4096)
 
 
 def watched(dim: int, act: Callable[[], object]) -> int:
