@@ -273,7 +273,7 @@ def test_ridge_weights_need_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from skrl import fused_kernels
+from skrl.solve import fused_kernels
 
 types = {"found": "*i64", "present": "*i1", "lengthscale": "fp32", "jittered": "*i1", "failed": "*i1"}
 pointers = ("queries", "features", "ridge", "weights", "variance")
