@@ -22,15 +22,16 @@ import tyro
 from torch import Tensor
 
 from agents.training.provenance import commit, versions
-from skrl import fused, sparse_kernel
+from skrl import sparse_kernel
 from skrl.cuda_graph import capture
-from skrl.distances import cross_distances
-from skrl.exact_search import ExactSearch
 from skrl.functional import make_support
 from skrl.kernels import Matern32
-from skrl.local_solve import Prediction, factorise
-from skrl.local_weights import fused_weights
-from skrl.neighbors import Neighbors
+from skrl.kernels.distances import cross_distances
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import Neighbors
+from skrl.solve import fused
+from skrl.solve.local_solve import Prediction, factorise
+from skrl.solve.local_weights import fused_weights
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RIDGE = 1e-2

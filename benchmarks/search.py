@@ -22,9 +22,9 @@ import tyro
 from torch import Tensor
 
 from agents.training.provenance import commit, versions
-from skrl.approximate_search import HnswSearch, IvfSearch
-from skrl.exact_search import ExactSearch
-from skrl.neighbors import NeighborSearch
+from skrl.search.approximate import HnswSearch, IvfSearch
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import NeighborSearch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 QUERIES = 128

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agents.training.provenance import commit, versions
 from skrl import ExactSearch, make_kernel, neighbor_lengthscale, sparse_kernel, tune
-from skrl.probes import Probes
+from skrl.tuning.probes import Probes
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skrl import SparseKernelClassifier
-from skrl.activations import collect_features
+from skrl.readouts.activations import collect_features
 
 
 @dataclass(frozen=True)

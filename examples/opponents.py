@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skrl.feature_scaling import FeatureScaling, Scaling
-from skrl.linear_readouts import stratified_folds
+from skrl.readouts.feature_scaling import FeatureScaling, Scaling
+from skrl.readouts.linear_readouts import stratified_folds
 
 SCALINGS: tuple[Scaling, ...] = ("standard", "whitened")
 """Candidates of both; the Sparse Kernel's own whitening is among them."""

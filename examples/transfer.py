@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transfer_report import Row, summary, write_report
 
 from skrl import LinearClassifier, SparseKernelClassifier
-from skrl.activations import collect_features
+from skrl.readouts.activations import collect_features
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ This is the kernel core of *sparse-kernel-rl*; the package of the same name on P
 """
 
 from skrl.cuda_graph import CapturedQuery, capture
-from skrl.exact_search import ExactSearch
-from skrl.feature_scaling import FeatureScaling
 from skrl.kernels import (
     KERNELS,
     Gaussian,
@@ -19,20 +17,22 @@ from skrl.kernels import (
     WendlandC4,
     make_kernel,
 )
-from skrl.kmeans import KMeansCentres
-from skrl.leave_one_out import leave_one_out_loss
-from skrl.linear_readouts import LinearClassifier, LinearRegressor
-from skrl.local_solve import LocalSystem, Prediction, factorise
 from skrl.memory import SupportMemory
-from skrl.neighbors import Neighbors, NeighborSearch
-from skrl.novelty import Novelty
-from skrl.probe import LayerScore, ProbeReport, probe_layers
+from skrl.memory.kmeans import KMeansCentres
+from skrl.memory.novelty import Novelty
+from skrl.memory.selection import SELECTIONS, Newest, UniformReservoir
+from skrl.memory.selection_rule import SelectionRule
+from skrl.memory.subsets import newest_and_uniform, p_greedy
 from skrl.readouts import SparseKernelClassifier, SparseKernelRegressor
-from skrl.selection import SELECTIONS, Newest, UniformReservoir
-from skrl.selection_rule import SelectionRule
+from skrl.readouts.feature_scaling import FeatureScaling
+from skrl.readouts.linear_readouts import LinearClassifier, LinearRegressor
+from skrl.readouts.probe import LayerScore, ProbeReport, probe_layers
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import Neighbors, NeighborSearch
+from skrl.solve.local_solve import LocalSystem, Prediction, factorise
 from skrl.sparse_kernel import SparseKernel, sparse_kernel
-from skrl.subsets import newest_and_uniform, p_greedy
 from skrl.tuning import Tuned, leave_one_out_rmse, neighbor_lengthscale, tune
+from skrl.tuning.leave_one_out import leave_one_out_loss
 from skrl.value_heads import AveragingHead, NetworkFreeHead, ResidualHead, ValueHead
 
 DISTRIBUTION = "sparse-kernel-rl"

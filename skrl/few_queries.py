@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from skrl import exact_search
-from skrl.compiled_kernels import CODES, MAX_DISTANCES, predict_few
 from skrl.compiling import Array, compiles
-from skrl.exact_search import ExactIndex, inner_products
 from skrl.functional import Support
-from skrl.kernels import Kernel
-from skrl.local_solve import JITTERS, Prediction
-from skrl.neighbors import Localisation
+from skrl.kernels.algebra import Kernel
+from skrl.search import exact
+from skrl.search.exact import ExactIndex, inner_products
+from skrl.search.neighbors import Localisation
 from skrl.shapes import Float, Tensor
+from skrl.solve.compiled_kernels import CODES, MAX_DISTANCES, predict_few
+from skrl.solve.local_solve import JITTERS, Prediction
 
 
 class FewQueries:
@@ -76,7 +76,7 @@ class FewQueries:
         rows = len(queries)
         if rows == 1:
             return True
-        few_scores = self.tiled or rows * len(self.points) <= exact_search.MAX_COMPILED_SCORES
+        few_scores = self.tiled or rows * len(self.points) <= exact.MAX_COMPILED_SCORES
         return few_scores and rows * self.k * (self.k + 1) <= 2 * MAX_DISTANCES
 
     def __call__(self, queries: Float[Tensor, "queries dim"]) -> Prediction | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from skrl import compiled_solve
 from skrl.checks import (
     check_answer,
     check_lengthscale,
@@ -22,14 +21,12 @@ from skrl.checks import (
     floating,
 )
 from skrl.compiling import compiles, over_rows
-from skrl.distances import centred_points
-from skrl.exact_search import ExactSearch
-from skrl.fused import fuses
-from skrl.kernels import Kernel, make_kernel
-from skrl.local_solve import LocalSystem, Prediction, factorise
-from skrl.local_weights import compiled_weights, fused_weights
+from skrl.kernels.algebra import Kernel
+from skrl.kernels.distances import centred_points
+from skrl.kernels.formulas import make_kernel
 from skrl.modes import full_precision, traced
-from skrl.neighbors import (
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import (
     Localisation,
     NeighborIndex,
     NeighborSearch,
@@ -38,6 +35,10 @@ from skrl.neighbors import (
     local_neighbors,
 )
 from skrl.shapes import Bool, Float, Int, Shaped, Tensor
+from skrl.solve import compiled_solve
+from skrl.solve.fused import fuses
+from skrl.solve.local_solve import LocalSystem, Prediction, factorise
+from skrl.solve.local_weights import compiled_weights, fused_weights
 
 MAX_GATHERED = 1 << 24
 """Entries of the Gram matrices and neighbours that one chunk of queries may hold (64 MiB in float32)."""

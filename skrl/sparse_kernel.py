@@ -13,17 +13,18 @@ import torch
 from torch import nn
 
 from skrl.checks import check_lengthscale, check_neighbors, check_ridge, check_rows, check_sets, floating
-from skrl.exact_search import ExactSearch
 from skrl.few_queries import FewQueries, ShortWay
 from skrl.functional import PriorMean, local_systems, precise, prior_residuals, sparse_kernel
-from skrl.kernels import Kernel, make_kernel
-from skrl.leave_one_out import MAX_PROBES, Objective, leave_one_out_loss
-from skrl.local_solve import Prediction
+from skrl.kernels.algebra import Kernel
+from skrl.kernels.formulas import make_kernel
 from skrl.modes import full_precision, traced
-from skrl.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
 from skrl.shapes import Float, Shaped, Tensor
+from skrl.solve.local_solve import Prediction
 from skrl.support_cache import SupportCache
-from skrl.tuning import tune
+from skrl.tuning.hyperparameters import tune
+from skrl.tuning.leave_one_out import MAX_PROBES, Objective, leave_one_out_loss
 
 __all__ = ["SparseKernel", "sparse_kernel"]
 
@@ -193,7 +194,7 @@ class SparseKernel(nn.Module):
         """Loss of predicting supports from their k nearest others: minimise it to learn the kernel.
 
         Args:
-            objective: "error" or "likelihood", see :func:`skrl.leave_one_out.leave_one_out_loss`.
+            objective: "error" or "likelihood", see :func:`skrl.tuning.leave_one_out.leave_one_out_loss`.
             probes: supports that are predicted, at most.
             features: [M, d]; the module's own when left out.
             targets: [M, c]; the module's own when left out.

@@ -9,7 +9,7 @@ from torch import nn
 
 from skrl.functional import Support, make_support
 from skrl.modes import traced
-from skrl.neighbors import NeighborSearch
+from skrl.search.neighbors import NeighborSearch
 from skrl.shapes import Float, Tensor
 
 

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from skrl.checks import check_neighbors, check_queries, check_ridge, check_rows
-from skrl.exact_search import ExactSearch
-from skrl.kernels import Kernel, make_kernel
-from skrl.local_solve import averaging_weights
-from skrl.local_weights import LocalWeights, bounded_correction, ridge_weights
-from skrl.memory import SupportMemory
+from skrl.kernels.algebra import Kernel
+from skrl.kernels.formulas import make_kernel
+from skrl.memory.support_memory import SupportMemory
 from skrl.modes import full_precision, traced
-from skrl.neighbors import NeighborSearch
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import NeighborSearch
 from skrl.shapes import Float, Tensor
+from skrl.solve.local_solve import averaging_weights
+from skrl.solve.local_weights import LocalWeights, bounded_correction, ridge_weights
 
 
 class ValueHead(nn.Module, ABC):

@@ -38,7 +38,11 @@ UNCHECKED = {
 }
 """Modules of skrl without shape annotations; numba must see the plain functions of the compiled ones."""
 
-CHECKED = [f"skrl.{path.stem}" for path in sorted((ROOT / "skrl").glob("*.py")) if path.stem not in UNCHECKED]
+CHECKED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "skrl").rglob("*.py"))
+    if path.stem not in UNCHECKED
+]
 CHECKED.append("agents.common.targets")
 
 if too_early := set(CHECKED) & set(sys.modules):

@@ -28,12 +28,12 @@ THIRD_PARTY: dict[str, set[str]] = {
 """Which foreign packages a package may import; one that is not listed may import any."""
 
 EXCEPTIONS: dict[str, set[str]] = {
-    "skrl/checked_input.py": {"sklearn"},
-    "skrl/estimators.py": {"sklearn"},
-    "skrl/probe.py": {"matplotlib"},
-    "skrl/fused_kernels.py": {"triton"},
+    "skrl/readouts/checked_input.py": {"sklearn"},
+    "skrl/readouts/estimators.py": {"sklearn"},
+    "skrl/readouts/probe.py": {"matplotlib"},
+    "skrl/solve/fused_kernels.py": {"triton"},
     "skrl/shapes.py": {"jaxtyping"},
-    "skrl/approximate_search.py": {"faiss"},
+    "skrl/search/approximate.py": {"faiss"},
 }
 """What single files may import besides."""
 
@@ -99,13 +99,32 @@ def test_imports_go_one_way(path: Path) -> None:
         assert foreign <= allowed, f"{file} imports {foreign - allowed}, but may import {allowed} alone"
 
 
-@pytest.mark.parametrize("package", OURS)
-def test_no_import_cycle(package: str) -> None:
-    graph = {
+def imports_within(package: str) -> dict[str, set[str]]:
+    return {
         module: imported_modules(path, MODULES)
         for module, path in MODULES.items()
         if module.partition(".")[0] == package
     }
+
+
+def between_rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same imports among rooms: ``skrl.search.exact`` is in ``skrl.search``; a file in no folder is a room."""
+    rooms: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        rooms.setdefault(room(module), set()).update(room(name) for name in imported)
+    return {name: imported - {name} for name, imported in rooms.items()}
+
+
+def room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+@pytest.mark.parametrize("rooms", [False, True], ids=["modules", "rooms"])
+@pytest.mark.parametrize("package", OURS)
+def test_no_import_cycle(package: str, rooms: bool) -> None:
+    graph = imports_within(package)
+    if rooms:
+        graph = between_rooms(graph)
     assert len(graph) > 1
     try:
         TopologicalSorter(graph).prepare()
@@ -146,6 +165,15 @@ def late():
         "stable_baselines3",
     }
     assert "agents.deep.sibling" in imported_names("from . import sibling", "agents.deep", is_package=True)
+
+
+def test_rooms_can_have_a_cycle_where_modules_have_none() -> None:
+    graph = {"skrl.a.x": {"skrl.b.y"}, "skrl.a.z": set(), "skrl.b.y": {"skrl.a.z"}, "skrl.c": {"skrl.a.x", "skrl.b"}}
+    TopologicalSorter(graph).prepare()
+    rooms = between_rooms(graph)
+    assert rooms == {"skrl.a": {"skrl.b"}, "skrl.b": {"skrl.a"}, "skrl.c": {"skrl.a", "skrl.b"}}
+    with pytest.raises(CycleError):
+        TopologicalSorter(rooms).prepare()
 
 
 def test_the_reader_sees_a_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from agents.common.replay_view import ReplayView, Slots
 from agents.kernel_ddqn.features import ObservationFeatures
-from skrl.local_weights import bounded_correction
 from skrl.shapes import Float, Tensor
+from skrl.solve.local_weights import bounded_correction
 from skrl.value_heads import ValueHead
 
 CHUNK = 2048

@@ -14,9 +14,9 @@ from agents.common.replay_view import ReplayView, Slots
 from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.policies import KernelQNetwork
-from skrl.local_weights import bounded_correction
+from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Float, Tensor
-from skrl.subsets import newest_and_uniform
+from skrl.solve.local_weights import bounded_correction
 from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
 from skrl.value_heads import NetworkFreeHead, ResidualHead
 

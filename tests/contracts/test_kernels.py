@@ -15,7 +15,6 @@ from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel
 from torch import Tensor
 
 import skrl.kernels
-from skrl.distances import block_distances, cross_distances
 from skrl.kernels import (
     KERNELS,
     Gaussian,
@@ -29,6 +28,7 @@ from skrl.kernels import (
     WendlandC2,
     make_kernel,
 )
+from skrl.kernels.distances import block_distances, cross_distances
 
 Array = np.ndarray
 Oracle = Callable[[Array, Array], Array]

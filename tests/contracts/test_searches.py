@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from skrl.approximate_search import AVAILABLE, HnswSearch, IvfSearch
-from skrl.exact_search import ExactSearch
-from skrl.neighbors import NeighborSearch, gather_points
+from skrl.search.approximate import AVAILABLE, HnswSearch, IvfSearch
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import NeighborSearch, gather_points
 
 SEARCHES: dict[str, Callable[[], NeighborSearch]] = {
     "exact": ExactSearch,

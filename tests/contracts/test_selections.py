@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from skrl.memory import SupportMemory
-from skrl.selection import SELECTIONS, SelectionRule
+from skrl.memory.selection import SELECTIONS, SelectionRule
 
 SETS, CAPACITY, DIM, WIDTH = 2, 6, 3, 2
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skrl import SparseKernel, compiling, sparse_kernel
-from skrl.neighbors import Localisation
+from skrl.search.neighbors import Localisation
 
 POINTS, QUERIES, K = 12_000, 64, 8
 LIMIT = 36_000
@@ -47,13 +47,13 @@ def storages(tree: object) -> list[torch.UntypedStorage]:
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and request.param == "compiled")
-    for name in ("exact_search.MAX_SCORES", "exact_search.MAX_COMPILED_SCORES", "functional.MAX_GATHERED"):
+    for name in ("search.exact.MAX_SCORES", "search.exact.MAX_COMPILED_SCORES", "functional.MAX_GATHERED"):
         monkeypatch.setattr(f"skrl.{name}", LIMIT)
-    monkeypatch.setattr("skrl.local_weights.MAX_GRAM", LIMIT)
+    monkeypatch.setattr("skrl.solve.local_weights.MAX_GRAM", LIMIT)
     # One product of the screened search, which processors with bfloat16 take.
-    monkeypatch.setattr("skrl.screening.MAX_ROWS", 8)
+    monkeypatch.setattr("skrl.search.screening.MAX_ROWS", 8)
     for name in ("MIN_TILE", "MAX_TILE"):
-        monkeypatch.setattr(f"skrl.screening.{name}", 4096)
+        monkeypatch.setattr(f"skrl.search.screening.{name}", 4096)
 
 
 def watched(dim: int, act: Callable[[], object]) -> int:

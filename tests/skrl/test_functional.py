@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import skrl.exact_search
 import skrl.functional
+import skrl.search.exact
 from skrl import KERNELS, Prediction, compiling, make_kernel, sparse_kernel
 from skrl.functional import make_support
-from skrl.neighbors import Localisation
+from skrl.search.neighbors import Localisation
 
 INF, NAN = float("inf"), float("nan")
 LOCALISATIONS: tuple[Localisation, ...] = ("hard", "continuous")
@@ -109,9 +109,9 @@ def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch, path: 
     factorise = skrl.functional.factorise
     monkeypatch.setattr(skrl.functional, "factorise", lambda *args: chunks.append(1) or factorise(*args))
     monkeypatch.setattr(skrl.functional, "MAX_GATHERED", limit)
-    monkeypatch.setattr(skrl.exact_search, "MAX_SCORES", limit)
-    monkeypatch.setattr(skrl.exact_search, "MAX_COMPILED_SCORES", limit)
-    monkeypatch.setattr(skrl.local_weights, "MAX_GRAM", limit)
+    monkeypatch.setattr(skrl.search.exact, "MAX_SCORES", limit)
+    monkeypatch.setattr(skrl.search.exact, "MAX_COMPILED_SCORES", limit)
+    monkeypatch.setattr(skrl.solve.local_weights, "MAX_GRAM", limit)
     assert_near(sparse_kernel(*data, k=5, localisation="continuous"), whole, 1e-12)
     assert len(chunks) == (
         0

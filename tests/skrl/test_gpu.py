@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skrl import KERNELS, ResidualHead, SparseKernel, fused, sparse_kernel
+from skrl import KERNELS, ResidualHead, SparseKernel, sparse_kernel
 from skrl.cuda_graph import CapturedQuery, capture
-from skrl.exact_search import ExactSearch
 from skrl.kernels import Matern32
-from skrl.local_weights import ridge_weights
-from skrl.neighbors import Localisation
+from skrl.search.exact import ExactSearch
+from skrl.search.neighbors import Localisation
+from skrl.solve import fused
+from skrl.solve.local_weights import ridge_weights
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,109 @@
+"""Which rows of a batch become supports: functions from candidates to positions."""
+
+from __future__ import annotations
+
+import torch
+
+from skrl.kernels.algebra import Kernel
+from skrl.kernels.distances import cross_distances
+from skrl.kernels.formulas import make_kernel
+from skrl.shapes import Float, Int, Tensor
+
+
+def newest_and_uniform(
+    candidates: Int[Tensor, " candidates"], capacity: int, newest_fraction: float, generator: torch.Generator
+) -> Int[Tensor, " chosen"]:
+    """Choose support points: the newest ones, and a uniform draw without replacement from the older ones.
+
+    Args:
+        candidates: positions ordered from oldest to newest, [n], on the generator's device.
+        capacity: points to choose at most.
+        newest_fraction: share of the capacity that goes to the newest.
+        generator: source of the draw.
+
+    Returns:
+        Distinct candidates, oldest first, [min(n, capacity)].
+    """
+    count = candidates.shape[0]
+    if count <= capacity:
+        return candidates
+    newest = round(capacity * newest_fraction)
+    older = count - newest
+    drawn = torch.randperm(older, generator=generator, device=candidates.device)[: capacity - newest]
+    return torch.cat([candidates[drawn.sort().values], candidates[older:]])
+
+
+@torch.no_grad()
+def p_greedy(
+    features: Float[Tensor, "points dim"],
+    capacity: int,
+    kernel: str | Kernel = "matern32",
+    lengthscale: float | Float[Tensor, ""] = 1.0,
+    ridge: float = 0.0,
+) -> Int[Tensor, " chosen"]:
+    """Choose support points one by one, each where the posterior variance given those before it is largest.
+
+    The square root of that variance is the power function, hence the name. A pivoted Cholesky factor keeps it at every
+    point, in O(n m (m + d)) time and O(n m) memory. The choice needs no targets and spreads over the points: for
+    Sobolev kernels asymptotically uniformly.
+
+    S. De Marchi, R. Schaback and H. Wendland, *Near-optimal data-independent point locations for radial basis function
+    interpolation*, 2005; G. Santin and B. Haasdonk, *Convergence rate of the data-independent P-greedy algorithm in
+    kernel-based approximation*, 2017.
+
+    Args:
+        features: candidates, [n, d].
+        capacity: points to choose at most.
+        kernel: a radial kernel or its name.
+        lengthscale: ℓ > 0, in the units of the features.
+        ridge: λ ≥ 0, the noise with which a chosen point is observed; 0 is interpolation.
+
+    Returns:
+        Distinct positions in the order of choice, the first row first, [m]. m is smaller than the capacity when the
+        variance of all the rest is lost in rounding, as it is for duplicates; float64 features go further.
+
+    Raises:
+        ValueError: a row is not finite, the kernel is not radial, or a setting is out of its range.
+    """
+    points = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    kernel = make_kernel(kernel, features.shape[-1])
+    _check_settings(points, capacity, kernel, lengthscale, ridge)
+    with torch.autocast(points.device.type, enabled=False):
+        chosen = _pivots(points, min(capacity, len(points)), kernel, lengthscale, ridge)
+    return torch.tensor(chosen, dtype=torch.long, device=features.device)
+
+
+def _pivots(points: Tensor, limit: int, kernel: Kernel, lengthscale: float | Tensor, ridge: float) -> list[int]:
+    """Pivots of a Cholesky factorisation of κ(x_i, x_j) + λ δ_ij by the largest posterior variance."""
+    noise = limit * torch.finfo(points.dtype).eps * kernel.prior_variance
+    variance = points.new_full((len(points),), kernel.prior_variance)
+    columns = points.new_empty(limit, len(points))
+    chosen: list[int] = []
+    while len(chosen) < limit:
+        pivot = int(variance.argmax())
+        if float(variance[pivot]) <= noise:
+            break
+        before = columns[: len(chosen)]
+        covariance = kernel(cross_distances(points[pivot], points) / lengthscale) - before[:, pivot] @ before
+        column = covariance / (variance[pivot] + ridge).sqrt()
+        columns[len(chosen)] = column
+        variance -= column.square()
+        variance[pivot] = -torch.inf
+        chosen.append(pivot)
+    return chosen
+
+
+def _check_settings(points: Tensor, capacity: int, kernel: Kernel, lengthscale: float | Tensor, ridge: float) -> None:
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}, but at least 1 point must be allowed")
+    if not float(lengthscale) > 0.0:
+        raise ValueError(
+            f"lengthscale is {float(lengthscale)}, but must be positive; skrl.neighbor_lengthscale finds one"
+        )
+    if ridge < 0.0:
+        raise ValueError(f"ridge is {ridge}, but must not be negative; 0 interpolates")
+    if not kernel.is_radial:
+        raise ValueError(f"kernel is {kernel}, but a power function over all points needs a radial kernel")
+    bad = (~points.isfinite().all(-1)).nonzero()
+    if len(bad):
+        raise ValueError(f"features row {int(bad[0])} is not finite; drop it or repair it")

@@ -1,0 +1,1 @@
+"""Neighbour search: exact and approximate, in torch and in compiled loops."""

@@ -1,0 +1,109 @@
+"""Sums, products, scaled and stretched kernels by hand. Their laws are in ``tests/contracts/test_kernels.py``."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from skrl.kernels import Gaussian, Laplace, Matern52, Polynomial, WendlandC2
+from skrl.kernels.algebra import Kernel, Product, Scaled, Stretched, Sum
+
+R = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+
+
+def test_operations_by_hand() -> None:
+    gaussian, laplace = torch.exp(-0.5 * R**2), torch.exp(-R)
+    torch.testing.assert_close((Gaussian() + Laplace())(R), gaussian + laplace)
+    torch.testing.assert_close((Gaussian() * Laplace())(R), gaussian * laplace)
+    torch.testing.assert_close((0.25 * Laplace())(R), 0.25 * laplace)
+    torch.testing.assert_close((3 * Laplace())(R), 3.0 * laplace)
+    torch.testing.assert_close(Laplace().stretched(4.0)(R), torch.exp(-R / 4.0))
+    torch.testing.assert_close((2.0 * Gaussian() * Laplace() + Laplace())(R), 2.0 * gaussian * laplace + laplace)
+
+
+def test_operators_make_the_classes() -> None:
+    assert Gaussian() + Laplace() == Sum(Gaussian(), Laplace())
+    assert Gaussian() * Laplace() == Product(Gaussian(), Laplace())
+    assert Gaussian() * 0.5 == 0.5 * Gaussian() == Scaled(Gaussian(), 0.5)
+    assert Gaussian().stretched(2.0) == Stretched(Gaussian(), 2.0)
+
+
+def test_brackets_do_not_matter_among_equal_operations() -> None:
+    a, b, c = Gaussian(), Laplace(), Matern52()
+    assert (a + b) + c == a + (b + c) == Sum(a, b, c)
+    assert (a * b) * c == a * (b * c) == Product(a, b, c)
+    assert Sum(a, b, c).parts == (a, b, c)
+    assert (a + b) * c != a + b * c
+    assert Sum(a, b) != Product(a, b)
+    assert (a + b) * c == Product(Sum(a, b), c)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "variance"),
+    [
+        (Gaussian() + Laplace(), 2.0),
+        (0.3 * Gaussian() + 0.5 * Laplace(), 0.8),
+        ((2.0 * Gaussian()) * (3.0 * Laplace()), 6.0),
+        ((2.0 * Gaussian()).stretched(7.0), 2.0),
+        (0.5 * (Gaussian() + Polynomial()), 1.0),
+        (4 * WendlandC2(5), 4.0),
+    ],
+    ids=repr,
+)
+def test_prior_variance_by_hand(kernel: Kernel, variance: float) -> None:
+    assert kernel.prior_variance == pytest.approx(variance, rel=1e-15)
+
+
+def test_radial_when_all_parts_are() -> None:
+    assert (Gaussian() + Laplace()).is_radial
+    assert (2.0 * (Gaussian() * Laplace())).stretched(3.0).is_radial
+    for kernel in (
+        Gaussian() + Polynomial(),
+        Polynomial() * Gaussian(),
+        2.0 * Polynomial(),
+        Polynomial().stretched(2.0),
+    ):
+        assert not kernel.is_radial
+        with pytest.raises(TypeError, match=r"Polynomial\(degree=2\) is not a function of one distance"):
+            kernel(R)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.inf, math.nan])
+def test_weights_are_positive(weight: float) -> None:
+    with pytest.raises(ValueError, match=f"weight is {weight}, but must be positive and finite; leave out a term"):
+        Gaussian() * weight
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_stretching_factors_are_positive(factor: float) -> None:
+    with pytest.raises(ValueError, match=f"factor is {factor}, but must be positive and finite; 1 keeps"):
+        Gaussian().stretched(factor)
+
+
+@pytest.mark.parametrize("other", ["a kernel", None, [1.0]])
+def test_only_kernels_are_added_and_only_numbers_scale(other: object) -> None:
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Gaussian() + other  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"unsupported operand|multiply sequence"):
+        Gaussian() * other  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_one_kernel_is_no_composite() -> None:
+    with pytest.raises(TypeError, match="second"):
+        Sum(Gaussian())  # type: ignore[call-arg]
+
+
+def test_representation_is_the_expression() -> None:
+    kernel = 0.3 * Gaussian() + 0.7 * Laplace().stretched(5.0)
+    assert repr(kernel) == "((0.3 * Gaussian()) + (0.7 * Laplace().stretched(5.0)))"
+    assert repr(Matern52() * WendlandC2(dim=5)) == "(Matern52() * WendlandC2(dim=5))"
+
+
+def test_copies_are_equal() -> None:
+    kernel = 0.3 * Gaussian() + 0.7 * Laplace().stretched(5.0)
+    assert copy.deepcopy(kernel) == kernel
+    assert len({kernel, copy.deepcopy(kernel), 0.3 * Gaussian() + 0.7 * Laplace()}) == 2

@@ -1,0 +1,99 @@
+"""Scalings of features against hand-computed answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skrl import FeatureScaling
+from skrl.readouts.feature_scaling import SCALINGS, Scaling
+
+FEATURES = torch.tensor([[0.0, 10.0, 7.0], [2.0, 30.0, 7.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        # Deviations 1, 10 and 0: the constant feature counts as nothing.
+        ("standard", [[-(0.5**0.5), -(0.5**0.5), 0.0], [0.5**0.5, 0.5**0.5, 0.0]]),
+        ("isotropic", [[-1 / 101**0.5, -10 / 101**0.5, 0.0], [1 / 101**0.5, 10 / 101**0.5, 0.0]]),
+        ("cosine", [[-1 / 101**0.5, -10 / 101**0.5, 0.0], [1 / 101**0.5, 10 / 101**0.5, 0.0]]),
+        ("none", FEATURES.tolist()),
+    ],
+)
+def test_by_hand(scaling: Scaling, expected: list[list[float]]) -> None:
+    scaled = FeatureScaling.fit(FEATURES, scaling)(FEATURES)
+    torch.testing.assert_close(scaled, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS[:4])
+def test_mean_square_length_is_one(scaling: Scaling) -> None:
+    features = 5.0 + torch.randn(200, 7) * torch.arange(1.0, 8.0)
+    scaled = FeatureScaling.fit(features, scaling)(features)
+    torch.testing.assert_close(scaled.square().sum(-1).mean(), torch.tensor(1.0))
+    if scaling == "cosine":
+        torch.testing.assert_close(scaled.norm(dim=-1), torch.ones(200))
+    else:
+        torch.testing.assert_close(scaled.mean(0), torch.zeros(7), atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS[:4])
+def test_constant_features_stay_finite(scaling: Scaling) -> None:
+    features = torch.full((5, 3), 0.1)
+    scaled = FeatureScaling.fit(features, scaling)(features)
+    torch.testing.assert_close(scaled, torch.zeros(5, 3), atol=1e-6, rtol=0.0)
+    one = FeatureScaling.fit(features[:1], scaling)
+    assert one(torch.rand(4, 3)).isfinite().all()
+
+
+def test_rounding_is_no_variation() -> None:
+    """Five times 0.1 has not the mean 0.1 in single precision; that rest must not be blown up."""
+    features = torch.cat([torch.randn(999, 1), torch.full((999, 1), 1234.1)], dim=1)
+    assert FeatureScaling.fit(features, "standard").scale[1] == 0.0
+
+
+def test_directions_do_not_see_lengths() -> None:
+    scaling = FeatureScaling(torch.tensor([1.0, 1.0]), torch.ones(2), unit_length=True)
+    torch.testing.assert_close(scaling(torch.tensor([[4.0, 5.0], [7.0, 9.0]])), torch.tensor([[0.6, 0.8]] * 2))
+    assert torch.equal(scaling(torch.ones(1, 2)), torch.zeros(1, 2))
+
+
+def test_state_dict_keeps_the_kind() -> None:
+    fitted = FeatureScaling.fit(FEATURES, "cosine")
+    other = FeatureScaling(torch.zeros(3).double(), torch.ones(3).double())
+    other.load_state_dict(fitted.state_dict())
+    assert torch.equal(other(FEATURES), fitted(FEATURES))
+    whitened = FeatureScaling.fit(FEATURES, "whitened")
+    room = FeatureScaling.room_for({f"a.{name}": torch.zeros_like(value) for name, value in tensors_of(whitened)}, "a.")
+    room.load_state_dict(whitened.state_dict())
+    assert torch.equal(room(FEATURES), whitened(FEATURES))
+
+
+def tensors_of(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [(name, value) for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)]
+
+
+def test_whitening_divides_by_the_root_of_variance_and_floor() -> None:
+    """Along principal axes that lie askew, with variances 100 and 1: the floor is (0.1 + 0.3 · 2/4) · 50.5 = 12.625."""
+    axes = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64)).Q
+    along = torch.tensor([[10.0, 1.0], [10.0, -1.0], [-10.0, 1.0], [-10.0, -1.0]], dtype=torch.float64)
+    features = 3.0 + along @ axes.mT
+    scaled = FeatureScaling.fit(features, "whitened")(features)
+    expected = along / torch.tensor([112.625, 13.625]).sqrt()
+    expected = expected / expected.square().sum(-1).mean().sqrt()
+    torch.testing.assert_close(torch.cdist(scaled, scaled), torch.cdist(expected, expected))
+
+
+def test_whitening_does_not_blow_up_directions_that_few_samples_never_showed() -> None:
+    features, unseen = torch.randn(5, 40), torch.randn(9, 40)
+    whitened, isotropic = FeatureScaling.fit(features, "whitened"), FeatureScaling.fit(features, "isotropic")
+    torch.testing.assert_close(whitened(features).square().sum(-1).mean(), torch.tensor(1.0))
+    assert whitened(unseen).norm(dim=-1).mean() < 3.0 * isotropic(unseen).norm(dim=-1).mean()
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_unknown_scaling() -> None:
+    with pytest.raises(
+        ValueError, match="scaling is 'unit', but must be one of standard, isotropic, cosine, whitened, none"
+    ):
+        FeatureScaling.fit(FEATURES, "unit")  # type: ignore[arg-type]
