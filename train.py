@@ -19,7 +19,7 @@ from gymnasium.error import DependencyNotInstalled
 from agents.common.nonfinite import NonFiniteError
 from agents.common.schema import ConfigError
 from agents.training.command_line import print_help, split_flags
-from agents.training.config import QLearningConfig
+from agents.training.config import RunConfig
 from agents.training.evaluation import evaluation_copies
 from agents.training.registry import find_agent
 from agents.training.report import report_evaluation, show_training
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run(config: QLearningConfig) -> None:
+def run(config: RunConfig) -> None:
     """Build the environments, train, and print the closing table."""
     folder = RunFolder.of(config)
     folder.check_free(force=config.force)

@@ -10,6 +10,7 @@ from agents.common.schema import (
     Count,
     Fraction,
     NonNegative,
+    NonNegativeReal,
     Positive,
     PositiveFraction,
     Range,
@@ -23,7 +24,7 @@ class RunConfig:
     """What every run has, whichever the agent."""
 
     agent: str = "kernel_ddqn"
-    """Learning algorithm: dqn, ddqn, kernel_ddqn, knn_ddqn or kernel_q."""
+    """Learning algorithm: kernel_ddqn, knn_ddqn, kernel_q, or one of the baselines that the README lists."""
 
     env: str = "CartPole-v1"
     """Gymnasium id of the environment."""
@@ -106,8 +107,8 @@ class QLearningConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class TrainConfig(QLearningConfig):
-    """Settings of a deep Q-network, by the names of Stable-Baselines3's DQN."""
+class NetworkConfig(RunConfig):
+    """Settings of whatever trains a network by gradient steps."""
 
     policy: Literal["auto", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "auto"
     """Kind of network; auto takes the one that fits the observation space."""
@@ -118,8 +119,16 @@ class TrainConfig(QLearningConfig):
     learning_rate: Positive = 5e-4
     """Step size of Adam."""
 
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """Course of the step size: constant, or linear to zero at the end of the budget."""
+
     batch_size: Count = 128
     """Transitions in a gradient step."""
+
+
+@dataclass(frozen=True)
+class DeepQConfig(QLearningConfig, NetworkConfig):
+    """Settings that every deep Q-network has, by the names of Stable-Baselines3."""
 
     gradient_steps: Annotated[int, Range(least=-1)] = 4
     """Gradient steps in a round of updates; -1 for as many as environment steps since the last round."""
@@ -127,8 +136,56 @@ class TrainConfig(QLearningConfig):
     tau: PositiveFraction = 1.0
     """Share of the online network in a target update; 1 copies it."""
 
+
+@dataclass(frozen=True)
+class TrainConfig(DeepQConfig):
+    """Settings of a deep Q-network, by the names of Stable-Baselines3's DQN."""
+
     max_grad_norm: Positive = 10.0
     """Norm to which longer gradients are shortened."""
+
+
+@dataclass(frozen=True)
+class QuantileConfig(DeepQConfig):
+    """Settings of quantile regression DQN, whose gradients nothing shortens."""
+
+    n_quantiles: Count = 200
+    """Quantiles of the return that the network predicts for every action."""
+
+
+@dataclass(frozen=True)
+class PPOConfig(NetworkConfig):
+    """Settings of proximal policy optimisation, by the names of Stable-Baselines3's PPO."""
+
+    n_steps: Count = 2048
+    """Environment steps in a rollout, per copy of the environment."""
+
+    n_epochs: Count = 10
+    """Passes over a rollout."""
+
+    gamma: Fraction = 0.99
+    """Discount factor per environment step."""
+
+    gae_lambda: Fraction = 0.95
+    """Weight of longer returns in the advantage; 1 takes the whole return."""
+
+    clip_range: Positive = 0.2
+    """Change of an action's probability ratio beyond which its gradient is cut."""
+
+    clip_range_schedule: Literal["constant", "linear"] = "constant"
+    """Course of the clip range: constant, or linear to zero at the end of the budget."""
+
+    ent_coef: NonNegativeReal = 0.0
+    """Weight of the policy's entropy in the objective."""
+
+    vf_coef: NonNegativeReal = 0.5
+    """Weight of the value function's loss in the objective."""
+
+    max_grad_norm: Positive = 0.5
+    """Norm to which longer gradients are shortened."""
+
+    normalize: bool = False
+    """Scale observations and rewards by running statistics; for observations that are vectors."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ class PeriodicEvaluation(BaseCallback):
     """Evaluate at even shares of the budget, log, and keep the best model.
 
     Every evaluation starts from the same states, so the scores of one run compare, and their number changes nothing in
-    training.
+    training. Steps beyond the budget, which an agent with long rollouts would take, end training unlearned: agents
+    compare at equal steps.
 
     Args:
         env: environment for evaluation only.
@@ -96,6 +97,7 @@ class PeriodicEvaluation(BaseCallback):
     ) -> None:
         super().__init__()
         self.eval_env = env
+        self.total_timesteps = total_timesteps
         self.due = [-(-total_timesteps * share // n_evaluations) for share in range(1, n_evaluations + 1)]
         self.episodes = episodes
         self.seed = seed + PERIODIC_SEED_OFFSET
@@ -111,13 +113,12 @@ class PeriodicEvaluation(BaseCallback):
         return max(self.mean_returns)
 
     def _on_step(self) -> bool:
-        if not self.due or self.num_timesteps < self.due[0]:
-            return True
-        self.due = [step for step in self.due if step > self.num_timesteps]
-        start = perf_counter()
-        self._evaluate()
-        self.seconds += perf_counter() - start
-        return True
+        if self.due and self.num_timesteps >= self.due[0]:
+            self.due = [step for step in self.due if step > self.num_timesteps]
+            start = perf_counter()
+            self._evaluate()
+            self.seconds += perf_counter() - start
+        return self.num_timesteps <= self.total_timesteps
 
     def _evaluate(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
 from agents.kernel_ddqn import KernelDDQN, KernelQ
-from agents.training.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
+from agents.normalized_ppo import NormalizedPPO, can_normalize
+from agents.training.config import (
+    KernelQConfig,
+    KernelTrainConfig,
+    NetworkConfig,
+    PPOConfig,
+    QLearningConfig,
+    QuantileConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+OF_THE_NETWORK = {"policy", "net_arch", "n_quantiles"}
+SCHEDULED = ("learning_rate", "clip_range")
 
 
 @dataclass(frozen=True)
@@ -27,10 +42,10 @@ class AgentSpec:
     name: str
     """Name on the command line and in run folders."""
 
-    algorithm: type[OffPolicyAlgorithm]
-    """Class of the algorithm."""
+    source: type[BaseAlgorithm] | str
+    """Class of the algorithm, or `module.Class` in a package that need not be installed."""
 
-    config: type[QLearningConfig]
+    config: type[RunConfig]
     """Class of its settings: exactly those that the algorithm honours."""
 
     description: str
@@ -43,6 +58,25 @@ class AgentSpec:
     """Action spaces that it serves."""
 
     @property
+    def algorithm(self) -> type[BaseAlgorithm]:
+        """Class of the algorithm.
+
+        Raises:
+            ConfigError: its package is not installed.
+        """
+        if not isinstance(self.source, str):
+            return self.source
+        module, _, name = self.source.rpartition(".")
+        try:
+            found: type[BaseAlgorithm] = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"agent '{self.name}' needs {module}, which is not installed; "
+                'run: pip install "sparse-kernel-rl[zoo]", or in a checkout: pip install -e ".[zoo]"'
+            ) from error
+        return found
+
+    @property
     def sums_rewards_of_dicts(self) -> bool:
         """Whether n-step returns serve dict observations, which Stable-Baselines3's own replay buffer refuses."""
         return issubclass(self.algorithm, KernelDDQN)
@@ -52,7 +86,12 @@ AGENTS = {
     spec.name: spec
     for spec in (
         AgentSpec("dqn", DQN, TrainConfig, "Deep Q-network, Stable-Baselines3's own."),
+        AgentSpec("zoo_dqn", DQN, TrainConfig, "Deep Q-network with RL Zoo's published settings."),
+        AgentSpec("qrdqn", "sb3_contrib.QRDQN", QuantileConfig, "Quantile regression DQN with RL Zoo's settings."),
+        AgentSpec("ppo", NormalizedPPO, PPOConfig, "Proximal policy optimisation with RL Zoo's settings."),
         AgentSpec("ddqn", DoubleDQN, TrainConfig, "Double DQN."),
+        AgentSpec("ddqn_1step", DoubleDQN, TrainConfig, "Double DQN with one-step returns."),
+        AgentSpec("ddqn_more", DoubleDQN, TrainConfig, "Double DQN with half as many gradient steps again."),
         AgentSpec(
             "kernel_ddqn", KernelDDQN, KernelTrainConfig, "Double DQN corrected by local kernel regression.", "residual"
         ),
@@ -77,7 +116,7 @@ def find_agent(name: str) -> AgentSpec:
     return AGENTS[name]
 
 
-def build_model(config: QLearningConfig, env: VecEnv) -> OffPolicyAlgorithm:
+def build_model(config: RunConfig, env: VecEnv) -> BaseAlgorithm:
     """Build the untrained algorithm that a configuration describes.
 
     Args:
@@ -94,15 +133,20 @@ def build_model(config: QLearningConfig, env: VecEnv) -> OffPolicyAlgorithm:
     check_config(spec, config)
     check_spaces(spec, config.env, env)
     check_device(config.device)
-    if config.n_steps > 1 and isinstance(env.observation_space, spaces.Dict) and not spec.sums_rewards_of_dicts:
-        raise ConfigError(f"{config.env} has dict observations, for which {spec.name} needs --n-steps 1")
-    of_the_run = {field.name for field in fields(RunConfig)} | {"policy", "net_arch"}
+    check_observations(spec, config, env.observation_space)
+    of_the_run = {field.name for field in fields(RunConfig)} | OF_THE_NETWORK
     arguments = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in of_the_run}
+    for name in SCHEDULED:
+        if arguments.pop(f"{name}_schedule", "constant") == "linear":
+            arguments[name] = LinearSchedule(arguments[name], 0.0, 1.0)
     arguments["policy"] = fitting_policy("auto", env.observation_space)
-    if isinstance(config, TrainConfig):
+    if isinstance(config, NetworkConfig):
         arguments["policy"] = fitting_policy(config.policy, env.observation_space)
         arguments["policy_kwargs"] = {"net_arch": list(config.net_arch)}
-    return spec.algorithm(env=env, seed=config.seed, device=config.device, verbose=config.verbose, **arguments)
+    if isinstance(config, QuantileConfig):
+        arguments["policy_kwargs"]["n_quantiles"] = config.n_quantiles
+    build: Callable[..., BaseAlgorithm] = spec.algorithm
+    return build(env=env, seed=config.seed, device=config.device, verbose=config.verbose, **arguments)
 
 
 def fitting_policy(policy: str, observation_space: spaces.Space[Any]) -> str:
@@ -125,7 +169,7 @@ def fitting_policy(policy: str, observation_space: spaces.Space[Any]) -> str:
     return fitting[0] if policy == "auto" else policy
 
 
-def check_config(spec: AgentSpec, config: QLearningConfig) -> None:
+def check_config(spec: AgentSpec, config: RunConfig) -> None:
     """Make sure that settings are of the agent's class and that the value head is the one it is named for.
 
     Raises:
@@ -159,6 +203,19 @@ def check_spaces(spec: AgentSpec, env_id: str, env: VecEnv) -> None:
             f"{env_id} has the observation space {env.observation_space}, which no agent serves; wrap it into a Box or "
             "a Dict, for example with gymnasium.wrappers.FlattenObservation"
         )
+
+
+def check_observations(spec: AgentSpec, config: RunConfig, space: spaces.Space[Any]) -> None:
+    """Make sure that settings can be honoured for such observations.
+
+    Raises:
+        ConfigError: they cannot; the message names the setting to change.
+    """
+    sums = not isinstance(space, spaces.Dict) or spec.sums_rewards_of_dicts
+    if isinstance(config, QLearningConfig) and config.n_steps > 1 and not sums:
+        raise ConfigError(f"{config.env} has dict observations, for which {spec.name} needs --n-steps 1")
+    if isinstance(config, PPOConfig) and config.normalize and not can_normalize(space):
+        raise ConfigError(f"{config.env} has the observation space {space}, which is no vector; add --no-normalize")
 
 
 def check_device(name: str) -> None:

@@ -12,13 +12,13 @@ from time import perf_counter
 from typing import Literal
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
 from agents.common.schema import ConfigError
-from agents.training.config import QLearningConfig
+from agents.training.config import QLearningConfig, RunConfig
 from agents.training.evaluation import FINAL_SEED_OFFSET, Evaluation, PeriodicEvaluation, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
@@ -54,7 +54,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, config: QLearningConfig) -> RunFolder:
+    def of(cls, config: RunConfig) -> RunFolder:
         """The folder that a configuration names, or the one that its agent, environment and seed make."""
         default = Path("runs", config.agent, config.env, f"seed{config.seed}")
         return cls(default if config.run_dir is None else Path(config.run_dir))
@@ -111,9 +111,7 @@ class RunFolder:
             ) from error
 
 
-def train(
-    config: QLearningConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[int, Evaluation], None]
-) -> RunResult:
+def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[int, Evaluation], None]) -> RunResult:
     """Learn, evaluate and save.
 
     Args:
@@ -157,7 +155,7 @@ def train(
     return result
 
 
-def load_model(config: QLearningConfig, env: VecEnv, file: Path) -> OffPolicyAlgorithm:
+def load_model(config: RunConfig, env: VecEnv, file: Path) -> BaseAlgorithm:
     """Rebuild a trained model from its settings and load its tensors, without unpickling anything.
 
     Args:
@@ -172,7 +170,8 @@ def load_model(config: QLearningConfig, env: VecEnv, file: Path) -> OffPolicyAlg
         ConfigError: the file is missing, is no saved model, or does not fit the settings.
     """
     # Nothing is stored while evaluating, so nothing is reserved for it.
-    config = replace(config, buffer_size=1)
+    if isinstance(config, QLearningConfig):
+        config = replace(config, buffer_size=1)
     if not file.is_file():
         raise ConfigError(f"there is no {file.name} in {file.parent}; has the run come so far?")
     model = build_model(config, env)
@@ -194,8 +193,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _learn(
-    config: QLearningConfig,
-    model: OffPolicyAlgorithm,
+    config: RunConfig,
+    model: BaseAlgorithm,
     eval_env: VecEnv,
     folder: RunFolder,
     report: Callable[[int, Evaluation], None],

@@ -22,14 +22,14 @@ from agents.common.schema import (
     to_plain,
 )
 from agents.training.command_line import Flags, nest_flags
-from agents.training.config import QLearningConfig, RunConfig
+from agents.training.config import RunConfig
 from agents.training.registry import AGENTS, AgentSpec, check_config, find_agent
 
 CONFIGS = Path(str(files("configs")))
 SECTIONS = ("extends", "defaults", "environments")
 
 
-def resolve(flags: Flags) -> QLearningConfig:
+def resolve(flags: Flags) -> RunConfig:
     """Settings of a run from parsed command-line flags.
 
     Args:
@@ -55,7 +55,7 @@ def resolve(flags: Flags) -> QLearningConfig:
     return config
 
 
-def load_config(path: Path) -> QLearningConfig:
+def load_config(path: Path) -> RunConfig:
     """Read the `config.yaml` of a run.
 
     Raises:
@@ -70,7 +70,7 @@ def load_config(path: Path) -> QLearningConfig:
     return config
 
 
-def dump_config(config: QLearningConfig) -> str:
+def dump_config(config: RunConfig) -> str:
     """The complete configuration as YAML that `load_config` and `--config` take back."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 

@@ -1,0 +1,137 @@
+"""PPO that scales its inputs by running statistics and keeps these with its parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import nn
+
+CLIP = 10.0
+EPSILON = 1e-8
+
+
+class ObservationStatistics(nn.Module):
+    """Running mean and variance of observations, saved and loaded as a network's tensors are.
+
+    Args:
+        shape: shape of one observation.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.running = RunningMeanStd(shape=shape)
+
+    def normalize(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Observations with mean 0 and variance 1, clipped, as `VecNormalize` gives them to the policy."""
+        scaled = (observations - self.running.mean) / np.sqrt(self.running.var + EPSILON)
+        return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Plain numbers, which every torch device and a loader of weights alone can read."""
+        return {"mean": self.running.mean.tolist(), "var": self.running.var.tolist(), "count": self.running.count}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the numbers of `get_extra_state`."""
+        self.running.mean, self.running.var = np.array(state["mean"]), np.array(state["var"])
+        self.running.count = state["count"]
+
+
+class NormalizedPPO(PPO):
+    """Stable-Baselines3's PPO inside `VecNormalize`, which it brings along.
+
+    J. Schulman, F. Wolski, P. Dhariwal, A. Radford and O. Klimov, *Proximal Policy Optimization Algorithms*, 2017.
+    Training sees what :class:`stable_baselines3.common.vec_env.VecNormalize` makes of observations and rewards. From
+    outside nothing of it shows: ``predict`` takes observations as the environment gives them, ``get_env`` returns the
+    environment that was given, and ``save`` and ``set_parameters`` carry the statistics of the observations.
+
+    Args:
+        policy: as for PPO.
+        env: environment with vectors for observations, not yet normalised.
+        normalize: False for PPO as it is.
+    """
+
+    observation_statistics: ObservationStatistics
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        *args: Any,
+        normalize: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.normalize = normalize
+        super().__init__(policy, env, *args, **kwargs)
+
+    def get_env(self) -> VecEnv | None:
+        """The environment without its normalisation."""
+        return self.env.venv if self.normalize and isinstance(self.env, VecNormalize) else self.env
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on in another environment, normalised by the present statistics."""
+        super().set_env(env, force_reset)
+        self._normalize_env()
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Act on observations as the environment gives them.
+
+        Args:
+            observation: one observation or a batch of them.
+            state: unused, kept for SB3's interface.
+            episode_start: unused, kept for SB3's interface.
+            deterministic: take the most probable action instead of drawing one.
+
+        Returns:
+            Actions, a scalar array or [B], and the unchanged state.
+        """
+        if self.normalize and not isinstance(observation, dict):
+            observation = self.observation_statistics.normalize(observation)
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _setup_model(self) -> None:
+        if self.normalize:
+            if not can_normalize(self.observation_space):
+                raise ValueError(
+                    f"{type(self).__name__} normalises vectors, but the environment has {self.observation_space}; "
+                    "give normalize=False"
+                )
+            assert self.observation_space.shape is not None
+            self.observation_statistics = ObservationStatistics(self.observation_space.shape)
+            self._normalize_env()
+        super()._setup_model()
+
+    def _normalize_env(self) -> None:
+        """Wrap the environment; wrapper and model share the statistics of the observations."""
+        if not self.normalize or self.env is None:
+            return
+        if unwrap_vec_normalize(self.env) is not None:
+            raise ValueError(
+                f"{type(self).__name__} brings its own VecNormalize, but the environment has one already; give the "
+                "environment without it, or normalize=False"
+            )
+        self.env = VecNormalize(self.env, gamma=self.gamma, clip_obs=CLIP, epsilon=EPSILON)
+        self.env.obs_rms = self.observation_statistics.running  # type: ignore[assignment]  # SB3's type is that for dicts
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        modules, variables = super()._get_torch_save_params()
+        return [*modules, *(["observation_statistics"] if self.normalize else [])], variables
+
+
+def can_normalize(space: spaces.Space[Any]) -> bool:
+    """Whether observations are vectors (or matrices) of numbers, but no images."""
+    return isinstance(space, spaces.Box) and not is_image_space(space)
