@@ -14,6 +14,7 @@ from agents.kernel_ddqn import (  # noqa: E402
     KernelQ,
     KernelRefreshCallback,
 )
+from agents.normalized_ppo import NormalizedPPO  # noqa: E402
 
 __all__ = [
     "DoubleDQN",
@@ -24,4 +25,5 @@ __all__ = [
     "KernelMultiInputPolicy",
     "KernelQ",
     "KernelRefreshCallback",
+    "NormalizedPPO",
 ]

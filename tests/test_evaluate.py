@@ -15,14 +15,17 @@ import evaluate
 import train
 from agents.training.video import as_picture
 
-QUICK = ["--env", "CartPole-v1", "--total-timesteps", "200", "--learning-starts", "50", "--no-progress-bar"]
-QUICK += ["--n-evaluations", "2", "--n-eval-episodes", "2"]
+SHORT = ["--env", "CartPole-v1", "--total-timesteps", "200", "--no-progress-bar"]
+SHORT += ["--n-evaluations", "2", "--n-eval-episodes", "2"]
+QUICK = [*SHORT, "--learning-starts", "50"]
+PPO = [*SHORT, "--n-envs", "4", "--n-steps", "10", "--batch-size", "40", "--normalize"]
 
 
-@pytest.fixture(scope="module", params=["dqn", "kernel_ddqn", "kernel_q"])
+@pytest.fixture(scope="module", params=["dqn", "qrdqn", "ppo", "kernel_ddqn", "kernel_q"])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    assert train.main([*QUICK, "--agent", request.param, "--run-dir", str(folder)]) == 0
+    words = PPO if request.param == "ppo" else QUICK
+    assert train.main([*words, "--agent", request.param, "--run-dir", str(folder)]) == 0
     return folder
 
 

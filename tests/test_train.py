@@ -38,8 +38,10 @@ RESULT_KEYS = [
     "versions",
     "commit",
 ]
-QUICK = ["--env", "Chain-v0", "--total-timesteps", "100", "--learning-starts", "20", "--no-progress-bar"]
+QUICK = ["--env", "Chain-v0", "--total-timesteps", "100", "--no-progress-bar"]
 QUICK += ["--n-eval-episodes", "2", "--n-final-eval-episodes", "3"]
+OFF_POLICY = ["--learning-starts", "20"]
+PPO = ["--agent", "ppo", "--n-steps", "30", "--batch-size", "10"]
 
 
 class NanRewardEnv(ChainEnv):
@@ -58,12 +60,14 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def run(folder: Path, *words: str) -> int:
-    return train.main([*QUICK, "--run-dir", str(folder), *words])
+    quick = QUICK if "ppo" in words else [*QUICK, *OFF_POLICY]
+    return train.main([*quick, "--run-dir", str(folder), *words])
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, "--agent", agent, "--seed", "3") == 0
+    words = PPO if agent == "ppo" else ["--agent", agent]
+    assert run(tmp_path, *words, "--seed", "3") == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result) == RESULT_KEYS
     assert [result[key] for key in RESULT_KEYS[:4]] == [agent, "Chain-v0", 3, 100]
@@ -71,7 +75,7 @@ def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.Captu
     assert len(result["eval_mean_returns"]) == 10
     assert result["best_mean_return"] == max(result["eval_mean_returns"])
     assert 0.0 < result["train_seconds"] < result["wall_seconds"]
-    expected = {"python", "torch", "stable_baselines3", "gymnasium", "numpy", "sparse_kernel_rl"}
+    expected = {"python", "torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "sparse_kernel_rl"}
     assert set(result["versions"]) == expected
     names = {file.name.split(".")[0] for file in tmp_path.iterdir()}
     assert names == {"config", "model", "best_model", "events", "result"}
@@ -92,14 +96,24 @@ def test_saved_settings_repeat_the_run(tmp_path: Path) -> None:
     assert settings[0] == settings[1]
 
 
-@pytest.mark.parametrize("agent", ["dqn", "kernel_ddqn"])
+@pytest.mark.parametrize("agent", ["dqn", "qrdqn", "ppo", "kernel_ddqn"])
 def test_evaluations_do_not_touch_training(agent: str, tmp_path: Path) -> None:
-    words = ["--agent", agent, "--target-update-interval", "10"]
+    words = PPO if agent == "ppo" else ["--agent", agent, "--target-update-interval", "10"]
     words += ["--kernel.refresh-interval", "20"] if agent == "kernel_ddqn" else []
     for count in ("1", "7"):
         assert run(tmp_path / count, *words, "--n-evaluations", count) == 0
     one, many = weights(tmp_path / "1" / "model.zip"), weights(tmp_path / "7" / "model.zip")
     assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_steps_beyond_the_budget_are_not_learned_from(tmp_path: Path) -> None:
+    """Rollouts of 30 steps: of a budget of 100, ten steps are left over."""
+    for budget in ("90", "100", "120"):
+        words = ["--run-dir", str(tmp_path / budget), "--n-evaluations", "1"]
+        assert train.main([*QUICK[:2], *QUICK[4:], *PPO, *words, "--total-timesteps", budget]) == 0
+    whole, left_over, longer = (weights(tmp_path / budget / "model.zip") for budget in ("90", "100", "120"))
+    assert all(torch.equal(whole[name], left_over[name]) for name in whole)
+    assert not all(torch.equal(whole[name], longer[name]) for name in whole)
 
 
 def test_every_evaluation_writes_the_scalars_of_training(tmp_path: Path) -> None:

@@ -8,19 +8,13 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-DISTRIBUTIONS = ("torch", "stable_baselines3", "gymnasium", "numpy")
+DISTRIBUTIONS = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "sparse_kernel_rl")
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, of the packages that shape a result, and of this one (None when it is not installed)."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    found.update({name: version(name) for name in DISTRIBUTIONS})
-    try:
-        found["sparse_kernel_rl"] = version("sparse-kernel-rl")
-    except PackageNotFoundError:
-        found["sparse_kernel_rl"] = None
-    return found
+    """Versions of Python, of the packages that shape a result, and of this one (None for what is not installed)."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}}
 
 
 def commit(root: Path = SOURCE_ROOT, ignore: Sequence[str] = ()) -> str | None:
@@ -40,6 +34,13 @@ def commit(root: Path = SOURCE_ROOT, ignore: Sequence[str] = ()) -> str | None:
         return None
     changes = _git(root, "status", "--porcelain", "--", ".", *(f":(exclude){folder}" for folder in ignore))
     return f"{head}-dirty" if changes else head
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
 from agents.common.schema import ConfigError
-from agents.training.config import QLearningConfig, RunConfig
+from agents.training.config import PPOConfig, QLearningConfig, RunConfig
 from agents.training.evaluation import FINAL_SEED_OFFSET, Evaluation, PeriodicEvaluation, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
@@ -172,6 +172,8 @@ def load_model(config: RunConfig, env: VecEnv, file: Path) -> BaseAlgorithm:
     # Nothing is stored while evaluating, so nothing is reserved for it.
     if isinstance(config, QLearningConfig):
         config = replace(config, buffer_size=1)
+    if isinstance(config, PPOConfig):
+        config = replace(config, n_steps=2, batch_size=2 * env.num_envs)
     if not file.is_file():
         raise ConfigError(f"there is no {file.name} in {file.parent}; has the run come so far?")
     model = build_model(config, env)

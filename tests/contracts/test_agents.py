@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -17,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import DoubleDQN, KernelDDQN, KernelQ
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
+from agents.normalized_ppo import NormalizedPPO
 
 SMALL: dict[str, Any] = {
     "learning_starts": 60,
@@ -30,7 +34,26 @@ SMALL: dict[str, Any] = {
 }
 KERNEL: dict[str, Any] = {"capacity": 100, "k": 4, "refresh_interval": 60, "projection_dim": 16}
 
-Factory = Callable[..., DoubleDQN]
+ROLLOUTS: dict[str, Any] = {
+    "n_steps": 20,
+    "batch_size": 20,
+    "policy_kwargs": {"net_arch": [16]},
+    "device": "cpu",
+}
+
+Factory = Callable[..., Any]
+
+
+def _off_policy(cls: type[DQN] | type[QRDQN], **own: Any) -> Factory:
+    return lambda policy, env, **kwargs: cls(policy, env, **{**SMALL, **own, **kwargs})
+
+
+def _ppo(normalize: bool) -> Factory:
+    def make(policy: str, env: Any, **kwargs: Any) -> NormalizedPPO:
+        shared = {name: value for name, value in kwargs.items() if name in ("seed", "learning_rate", "gamma")}
+        return NormalizedPPO(policy, env, normalize=normalize, **{**ROLLOUTS, **shared})
+
+    return make
 
 
 def _kernel(cls: type[KernelDDQN], head: str) -> Factory:
@@ -43,13 +66,19 @@ def _kernel(cls: type[KernelDDQN], head: str) -> Factory:
     return make
 
 
-AGENTS: dict[str, tuple[type[DoubleDQN], Factory]] = {
-    "ddqn": (DoubleDQN, lambda policy, env, **kwargs: DoubleDQN(policy, env, **{**SMALL, **kwargs})),
+AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
+    "zoo_dqn": (DQN, _off_policy(DQN)),
+    "qrdqn": (QRDQN, _off_policy(QRDQN, policy_kwargs={"net_arch": [16], "n_quantiles": 5})),
+    "ppo": (NormalizedPPO, _ppo(normalize=False)),
+    "normalized_ppo": (NormalizedPPO, _ppo(normalize=True)),
+    "ddqn_1step": (DoubleDQN, _off_policy(DoubleDQN)),
+    "ddqn": (DoubleDQN, _off_policy(DoubleDQN, n_steps=3)),
     "kernel_ddqn": (KernelDDQN, _kernel(KernelDDQN, "residual")),
     "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
 }
-KERNEL_AGENTS = [name for name in AGENTS if name != "ddqn"]
+KERNEL_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, KernelDDQN)]
+OUR_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, DoubleDQN)]
 
 
 class PictureEnv(gym.Env):
@@ -82,47 +111,55 @@ class DictEnv(PictureEnv):
 
 
 @pytest.fixture(params=AGENTS)
-def agent(request: pytest.FixtureRequest) -> tuple[type[DoubleDQN], Factory]:
+def agent(request: pytest.FixtureRequest) -> tuple[type[BaseAlgorithm], Factory]:
     return AGENTS[request.param]
 
 
-def _observations(model: DoubleDQN, count: int = 7) -> np.ndarray:
+def _observations(model: BaseAlgorithm, count: int = 7) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(count, *model.observation_space.shape)).astype(np.float32)
 
 
-def _q_values(model: DoubleDQN, observations: np.ndarray) -> torch.Tensor:
+def _preferences(model: Any, observations: np.ndarray) -> torch.Tensor:
+    """What the greedy action maximises, [B, A]: action values, or the logits of a policy."""
+    inputs = torch.from_numpy(observations)
     with torch.no_grad():
-        return model.policy.q_net(torch.from_numpy(observations))
+        if isinstance(model, QRDQN):
+            return model.policy.quantile_net(inputs).mean(1)
+        if isinstance(model, NormalizedPPO):
+            if model.normalize:
+                inputs = torch.from_numpy(model.observation_statistics.normalize(observations))
+            return model.policy.get_distribution(inputs).distribution.logits
+        return model.policy.q_net(inputs)
 
 
-def test_save_and_load_keep_q_to_the_last_bit(agent, tmp_path) -> None:
+def test_save_and_load_keep_preferences_to_the_last_bit(agent, tmp_path) -> None:
     cls, make = agent
     model = make("MlpPolicy", "CartPole-v1", seed=0).learn(200)
     observations = _observations(model)
     model.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model.zip", env=gym.make("CartPole-v1"), device="cpu")
-    assert torch.equal(_q_values(model, observations), _q_values(loaded, observations))
+    assert torch.equal(_preferences(model, observations), _preferences(loaded, observations))
     assert not list(tmp_path.glob(".*partial"))
     loaded.learn(120, reset_num_timesteps=False)
     assert loaded.num_timesteps == 320
 
 
-def test_set_parameters_transfers_q(agent, tmp_path) -> None:
+def test_set_parameters_transfers_preferences(agent, tmp_path) -> None:
     _, make = agent
     model = make("MlpPolicy", "CartPole-v1", seed=0).learn(200)
     other = make("MlpPolicy", "CartPole-v1", seed=1)
     observations = _observations(model)
     model.save(tmp_path / "model.zip")
     other.set_parameters(tmp_path / "model.zip", device="cpu")
-    assert torch.equal(_q_values(model, observations), _q_values(other, observations))
+    assert torch.equal(_preferences(model, observations), _preferences(other, observations))
 
 
 def test_same_seed_gives_equal_parameters_and_another_seed_does_not(agent) -> None:
     _, make = agent
     first, second, third = (make("MlpPolicy", "CartPole-v1", seed=seed).learn(240) for seed in (5, 5, 6))
     observations = _observations(first)
-    assert torch.equal(_q_values(first, observations), _q_values(second, observations))
-    assert not torch.equal(_q_values(first, observations), _q_values(third, observations))
+    assert torch.equal(_preferences(first, observations), _preferences(second, observations))
+    assert not torch.equal(_preferences(first, observations), _preferences(third, observations))
     for mine, same in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
         assert torch.equal(mine, same)
 
@@ -135,7 +172,7 @@ def test_predict_serves_single_and_batched_observations(agent) -> None:
     single = [model.predict(observation, deterministic=True)[0] for observation in observations]
     assert batched.shape == (7,)
     assert np.array_equal(batched, np.array(single))
-    assert np.array_equal(batched, _q_values(model, observations).argmax(1).numpy())
+    assert np.array_equal(batched, _preferences(model, observations).argmax(1).numpy())
     model.exploration_rate = 0.5
     explored, _ = model.predict(observations)
     assert explored.shape == (7,)
@@ -169,9 +206,10 @@ def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(policy, env_class
         assert torch.equal(model.policy.q_net(observation), loaded.policy.q_net(observation))
 
 
-def test_solves_the_identity_toy(agent) -> None:
-    _, make = agent
-    model = make(
+@pytest.mark.parametrize("name", [name for name in AGENTS if name != "normalized_ppo"])
+def test_solves_the_identity_toy(name) -> None:
+    """Its observations are categories, which nothing normalises."""
+    model = AGENTS[name][1](
         "MlpPolicy",
         DummyVecEnv([lambda: IdentityEnv(4)]),
         seed=0,
@@ -197,7 +235,7 @@ def test_target_network_receives_the_kernel(name) -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_a_continuous_action_space_is_refused_with_advice(agent) -> None:
-    _, make = agent
+@pytest.mark.parametrize("name", OUR_AGENTS)
+def test_a_continuous_action_space_is_refused_with_advice(name) -> None:
     with pytest.raises(ValueError, match=r"discrete action space.*SAC or TD3"):
-        make("MlpPolicy", "Pendulum-v1")
+        AGENTS[name][1]("MlpPolicy", "Pendulum-v1")

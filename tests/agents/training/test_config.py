@@ -12,7 +12,17 @@ import yaml
 
 from agents.common.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
 from agents.training.command_line import split_flags
-from agents.training.config import KernelQConfig, KernelTrainConfig, QLearningConfig, RunConfig, TrainConfig
+from agents.training.config import (
+    DeepQConfig,
+    KernelQConfig,
+    KernelTrainConfig,
+    NetworkConfig,
+    PPOConfig,
+    QLearningConfig,
+    QuantileConfig,
+    RunConfig,
+    TrainConfig,
+)
 from agents.training.registry import AGENTS
 from agents.training.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
 
@@ -96,7 +106,20 @@ def test_kernel_settings_are_checked_too() -> None:
         construct(KernelTrainConfig, {"kernel": 3})
 
 
-@pytest.mark.parametrize("schema", [RunConfig, QLearningConfig, TrainConfig, KernelTrainConfig, KernelQConfig])
+SCHEMAS = [
+    RunConfig,
+    QLearningConfig,
+    NetworkConfig,
+    DeepQConfig,
+    TrainConfig,
+    QuantileConfig,
+    PPOConfig,
+    KernelTrainConfig,
+    KernelQConfig,
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
 def test_every_field_has_a_sentence(schema: type) -> None:
     lines = inspect.getsource(schema).splitlines()
     for field in dataclasses.fields(schema):
@@ -131,6 +154,22 @@ def test_the_comparison_is_fair() -> None:
         assert (ours.pop("target_update_interval"), theirs.pop("target_update_interval")) == (100, 50)
         assert ours == theirs
         assert theirs["n_steps"] == 3
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("env_id", ENVIRONMENTS[:5])
+def test_agents_share_the_budget_and_its_evaluations(agent: str, env_id: str) -> None:
+    ours, theirs = (from_words("--agent", name, "--env", env_id) for name in (agent, "ddqn"))
+    for name in ("total_timesteps", "n_evaluations", "n_eval_episodes", "n_final_eval_episodes"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS[:5])
+def test_ddqn_more_takes_half_as_many_gradient_steps_again_and_nothing_else(env_id: str) -> None:
+    more, plain = (agent_settings(AGENTS[name], env_id) for name in ("ddqn_more", "ddqn"))
+    rates = [values.pop("gradient_steps") / values.pop("train_freq") for values in (more, plain)]
+    assert rates[0] == 1.5 * rates[1]
+    assert more == plain
 
 
 def test_a_section_goes_over_the_defaults_and_a_wildcard_serves_atari() -> None:
@@ -171,6 +210,13 @@ def test_dump_and_load_give_the_same_settings(agent: str, tmp_path: Path) -> Non
         (("--kernel.lengthscale", "5"), "did you mean '--kernel.lengthscale-factor'"),
         (("--agent", "ddqn", "--kernel.k", "4"), "agent 'ddqn' does not use 'kernel.k'; it belongs to kernel_ddqn"),
         (("--agent", "kernel_q", "--batch-size", "4"), "agent 'kernel_q' does not use 'batch_size'"),
+        (("--agent", "ppo", "--buffer-size", "9"), "agent 'ppo' does not use 'buffer_size'; it belongs to dqn"),
+        (("--agent", "dqn", "--gae-lambda", "1"), "agent 'dqn' does not use 'gae_lambda'; it belongs to ppo"),
+        (
+            ("--agent", "zoo_dqn", "--n-quantiles", "9"),
+            "agent 'zoo_dqn' does not use 'n_quantiles'; it belongs to qrdqn",
+        ),
+        (("--agent", "qrdqn", "--max-grad-norm", "9"), "agent 'qrdqn' does not use 'max_grad_norm'"),
         (("--kernel.head", "averaging"), "use --agent knn_ddqn"),
         (("--agent", "knn_ddqn", "--kernel.head", "network_free"), "use --agent kernel_q"),
         (("--seed",), "--seed takes one value, but got 0"),

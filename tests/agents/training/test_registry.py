@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import DoubleDQN, KernelDDQN, KernelQ
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn import KernelConfig
+from agents.normalized_ppo import NormalizedPPO
 from agents.training.command_line import split_flags
-from agents.training.config import KernelTrainConfig, RunConfig, TrainConfig
-from agents.training.registry import AGENTS, build_model, find_agent, fitting_policy
+from agents.training.config import KernelTrainConfig, PPOConfig, QLearningConfig, QuantileConfig, RunConfig, TrainConfig
+from agents.training.registry import AGENTS, OF_THE_NETWORK, build_model, find_agent, fitting_policy
 from agents.training.settings import resolve
 
+Q_LEARNERS = [name for name, spec in AGENTS.items() if issubclass(spec.config, QLearningConfig)]
 SMALL = ("--buffer-size", "200", "--learning-starts", "10")
 
 
@@ -51,8 +56,26 @@ DICT = spaces.Dict({"position": VECTOR, "flag": spaces.Discrete(2)})
 
 
 def test_known_agents_and_their_classes() -> None:
-    assert list(AGENTS) == ["dqn", "ddqn", "kernel_ddqn", "knn_ddqn", "kernel_q"]
-    assert [AGENTS[name].algorithm for name in ("ddqn", "kernel_ddqn", "kernel_q")] == [DoubleDQN, KernelDDQN, KernelQ]
+    expected = {
+        "dqn": DQN,
+        "zoo_dqn": DQN,
+        "qrdqn": QRDQN,
+        "ppo": NormalizedPPO,
+        "ddqn": DoubleDQN,
+        "ddqn_1step": DoubleDQN,
+        "ddqn_more": DoubleDQN,
+        "kernel_ddqn": KernelDDQN,
+        "knn_ddqn": KernelDDQN,
+        "kernel_q": KernelQ,
+    }
+    assert {name: spec.algorithm for name, spec in AGENTS.items()} == expected
+    assert all(spec.name == name for name, spec in AGENTS.items())
+
+
+def test_agent_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(ConfigError, match=r'agent \'qrdqn\' needs sb3_contrib.*pip install "sparse-kernel-rl\[zoo\]"'):
+        build_model(QuantileConfig(agent="qrdqn", buffer_size=100), vec_env(VECTOR))
 
 
 def test_unknown_agent_names_the_nearest() -> None:
@@ -60,26 +83,59 @@ def test_unknown_agent_names_the_nearest() -> None:
         find_agent("knn")
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", Q_LEARNERS)
 def test_model_honours_every_setting(agent: str) -> None:
     words = ["--agent", agent, *SMALL, "--gamma", "0.7", "--n-steps", "2", "--train-freq", "3"]
     words += ["--target-update-interval", "60", "--exploration-fraction", "0.3", "--verbose", "0", "--seed", "5"]
     gradients = AGENTS[agent].config is not AGENTS["kernel_q"].config
     if gradients:
-        words += ["--net-arch", "16", "--batch-size", "8", "--tau", "0.5", "--max-grad-norm", "2"]
+        words += ["--net-arch", "16", "--batch-size", "8", "--tau", "0.5"]
         words += ["--gradient-steps", "2", "--learning-rate", "1e-3"]
+        words += ["--n-quantiles", "5"] if agent == "qrdqn" else ["--max-grad-norm", "2"]
     config = resolve(split_flags(words))
     model: Any = build_model(config, vec_env(VECTOR))
     assert type(model) is AGENTS[agent].algorithm
     names = {field.name for field in dataclasses.fields(config)} - {
         field.name for field in dataclasses.fields(RunConfig)
     }
-    for name in names - {"policy", "net_arch", "kernel", "train_freq"}:
+    for name in names - OF_THE_NETWORK - {"kernel", "train_freq", "learning_rate_schedule"}:
         assert getattr(model, name) == getattr(config, name), name
     assert model.train_freq.frequency == 3
     assert model.seed == 5
     if gradients:
-        assert [p.shape[0] for n, p in model.q_net.named_parameters() if n.endswith("weight")] == [16, 2]
+        network = model.quantile_net if agent == "qrdqn" else model.q_net
+        outputs = 2 * 5 if agent == "qrdqn" else 2
+        assert [p.shape[0] for n, p in network.named_parameters() if n.endswith("weight")] == [16, outputs]
+
+
+def test_ppo_honours_every_setting() -> None:
+    words = ["--agent", "ppo", "--net-arch", "16", "--batch-size", "8", "--learning-rate", "1e-3", "--n-steps", "16"]
+    words += ["--n-epochs", "3", "--gamma", "0.7", "--gae-lambda", "0.6", "--clip-range", "0.1", "--ent-coef", "0.2"]
+    words += ["--vf-coef", "0.3", "--max-grad-norm", "2", "--normalize", "--seed", "5"]
+    config = resolve(split_flags([*words, "--env", "Other-v0"]))
+    model: Any = build_model(config, vec_env(VECTOR))
+    assert type(model) is NormalizedPPO
+    for name in ("batch_size", "learning_rate", "n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef"):
+        assert getattr(model, name) == getattr(config, name), name
+    assert (model.max_grad_norm, model.normalize, model.seed) == (2.0, True, 5)
+    assert model.clip_range(0.5) == 0.1
+    assert [layer.out_features for layer in model.policy.mlp_extractor.policy_net if hasattr(layer, "bias")] == [16]
+
+
+@pytest.mark.parametrize("agent", ["ddqn", "qrdqn", "ppo"])
+def test_linear_schedule_ends_at_zero_with_the_budget(agent: str) -> None:
+    words = ["--agent", agent, "--learning-rate", "1e-2", "--learning-rate-schedule", "linear", "--env", "Other-v0"]
+    words += ["--clip-range", "0.4", "--clip-range-schedule", "linear"] if agent == "ppo" else [*SMALL]
+    model: Any = build_model(resolve(split_flags(words)), vec_env(VECTOR))
+    assert [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [1e-2, 5e-3, 0.0]
+    if agent == "ppo":
+        assert [model.clip_range(left) for left in (1.0, 0.5, 0.0)] == [0.4, 0.2, 0.0]
+
+
+@pytest.mark.parametrize("space", [IMAGE, DICT, spaces.Discrete(4)])
+def test_observations_that_are_no_vectors_are_not_normalised(space: spaces.Space[Any]) -> None:
+    with pytest.raises(ConfigError, match="add --no-normalize"):
+        build_model(PPOConfig(agent="ppo", normalize=True), vec_env(space))
 
 
 @pytest.mark.parametrize("agent", ["kernel_ddqn", "knn_ddqn", "kernel_q"])
@@ -98,7 +154,8 @@ def test_settings_are_arguments_of_the_algorithm(agent: str) -> None:
     for base in spec.algorithm.__mro__:
         known |= set(inspect.signature(base.__init__).parameters)
     of_the_run = {field.name for field in dataclasses.fields(RunConfig)}
-    assert {field.name for field in dataclasses.fields(spec.config)} - of_the_run - {"net_arch"} <= known
+    names = {field.name for field in dataclasses.fields(spec.config)} - of_the_run - OF_THE_NETWORK
+    assert {name.removesuffix("_schedule") for name in names} <= known
 
 
 @pytest.mark.parametrize(

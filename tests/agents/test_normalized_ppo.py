@@ -1,0 +1,81 @@
+"""PPO with its own normalisation equals PPO in SB3's wrapper, and hides it from callers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import IdentityEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from agents.normalized_ppo import NormalizedPPO, ObservationStatistics, can_normalize
+
+SMALL = {"n_steps": 20, "batch_size": 20, "n_epochs": 2, "gamma": 0.9, "seed": 0, "device": "cpu"}
+
+
+def test_training_is_that_of_ppo_in_vec_normalize() -> None:
+    wrapped = VecNormalize(make_vec_env("Acrobot-v1", n_envs=2), gamma=0.9)
+    theirs = PPO("MlpPolicy", wrapped, **SMALL).learn(400)
+    ours = NormalizedPPO("MlpPolicy", make_vec_env("Acrobot-v1", n_envs=2), **SMALL).learn(400)
+    for mine, other in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert ours.observation_statistics.running.count == wrapped.obs_rms.count
+    observations = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+    assert np.array_equal(ours.observation_statistics.normalize(observations), wrapped.normalize_obs(observations))
+    expected, _ = theirs.predict(wrapped.normalize_obs(observations), deterministic=True)
+    assert np.array_equal(ours.predict(observations, deterministic=True)[0], expected)
+
+
+def test_without_normalisation_it_is_ppo() -> None:
+    ours = NormalizedPPO("MlpPolicy", "CartPole-v1", normalize=False, **SMALL).learn(200)
+    theirs = PPO("MlpPolicy", "CartPole-v1", **SMALL).learn(200)
+    for mine, other in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_callers_see_the_environment_as_they_gave_it() -> None:
+    env = make_vec_env("CartPole-v1", n_envs=2)
+    model = NormalizedPPO("MlpPolicy", env, **SMALL)
+    assert model.get_env() is env
+    assert isinstance(model.env, VecNormalize)
+    count = model.observation_statistics.running.count
+    evaluate_policy(model, model.get_env(), n_eval_episodes=1)
+    assert model.observation_statistics.running.count == count
+
+
+def test_another_environment_goes_on_with_the_statistics(tmp_path: Path) -> None:
+    model = NormalizedPPO("MlpPolicy", make_vec_env("CartPole-v1"), **SMALL).learn(100)
+    model.save(tmp_path / "model")
+    loaded = NormalizedPPO.load(tmp_path / "model", device="cpu")
+    before = loaded.observation_statistics.running.count
+    assert before == model.observation_statistics.running.count > 100
+    other = make_vec_env("CartPole-v1")
+    loaded.set_env(other)
+    assert loaded.get_env() is other
+    loaded.learn(40, reset_num_timesteps=False)
+    assert loaded.observation_statistics.running.count == pytest.approx(before + 41)  # one more from the reset
+
+
+def test_statistics_survive_a_state_dict() -> None:
+    one, two = ObservationStatistics((3,)), ObservationStatistics((3,))
+    one.running.update(np.random.default_rng(0).normal(2.0, 3.0, size=(50, 3)))
+    two.load_state_dict(one.state_dict())
+    point = np.array([[1.0, -2.0, 30.0]])
+    assert np.array_equal(one.normalize(point), two.normalize(point))
+    assert not np.array_equal(one.normalize(point), ObservationStatistics((3,)).normalize(point))
+
+
+def test_what_cannot_be_normalised_is_refused_with_advice() -> None:
+    with pytest.raises(ValueError, match="give normalize=False"):
+        NormalizedPPO("MlpPolicy", IdentityEnv(3), **SMALL)
+    with pytest.raises(ValueError, match="has one already"):
+        NormalizedPPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), **SMALL)
+    assert can_normalize(gym.make("CartPole-v1").observation_space)
+    assert not can_normalize(spaces.Box(0, 255, (36, 36, 1), np.uint8))
