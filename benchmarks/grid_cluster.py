@@ -1,6 +1,7 @@
 """Jobs on a dask cluster, whose workers may die: the scheduler hands their jobs to others.
 
-joblib can drive dask too, but there one job given up ends the whole call; here it is one failed job.
+joblib can drive dask too, but its call did not come back (1.6.0) once the scheduler had given a job up; here that is one
+failed job.
 """
 
 from __future__ import annotations
