@@ -128,7 +128,11 @@ def _read(file: Path, variant: str) -> Run:
 
 
 def _check_equal(one: Run, other: Run, where: str) -> None:
-    different = [name for name in one.settings | other.settings if one.settings.get(name) != other.settings.get(name)]
+    different = [
+        name
+        for name in dict.fromkeys([*one.settings, *other.settings])
+        if one.settings.get(name) != other.settings.get(name)
+    ]
     if not np.array_equal(one.timesteps, other.timesteps):
         different.append("eval_timesteps")
     if different:

@@ -1,7 +1,7 @@
 """Jobs on a dask cluster, whose workers may die: the scheduler hands their jobs to others.
 
-joblib can drive dask too, but its call did not come back (1.6.0) once the scheduler had given a job up; here that is one
-failed job.
+joblib can drive dask too, but its call (1.6.0) did not come back once the scheduler had given a job up; here that is
+one failed job.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def run(grid: Grid, argv: Sequence[str]) -> int:
     note_command(grid.folder / "command.txt", argv)
     for cell in stale:
         cell.run_folder.result.unlink()
-    print(f"{len(cells)} cells, {len(cells) - len(jobs)} of them finished before", flush=True)
+    print(f"cells: {len(cells)}, of which finished before: {len(cells) - len(jobs)}", flush=True)
     return watch(outcomes, Progress(jobs, skipped=len(cells) - len(jobs)))
 
 

@@ -1,8 +1,8 @@
 """Statistics of learning curves over seeds and environments.
 
 R. Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021, and its library
-rliable (`metrics.py`), whose definitions these are. Intervals are percentile intervals of 95 %. *Strata* are arrays with
-one score per seed, one array for every environment; seeds are drawn anew within each.
+rliable (`metrics.py`), whose definitions these are. Intervals are percentile intervals of 95 %. *Strata* are arrays
+with one score per seed, one array for every environment; seeds are drawn anew within each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def interquartile_mean(scores: Scores, axis: int = -1) -> Scores:
-    """Mean of the middle half of the scores along an axis: 25 %, rounded down to whole scores, are cut at either end."""
+    """Mean of the middle half of the scores along an axis: 25 %, rounded down to whole scores, go at either end."""
     return np.asarray(stats.trim_mean(scores, 0.25, axis=axis))
 
 
@@ -134,7 +134,8 @@ def first_reaching(threshold: float, mean_returns: Scores, times: Scores) -> flo
 
 def _wins(x: Scores, y: Scores) -> Scores:
     """1 where x is greater, 1/2 where both are equal: [n] and [m] give [n, m]."""
-    return (x[:, None] > y) + 0.5 * (x[:, None] == y)
+    difference: Scores = np.sign(x[:, None] - y)
+    return (difference + 1.0) / 2.0
 
 
 def _counts(size: int, resamples: int, rng: np.random.Generator) -> Scores:
