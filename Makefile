@@ -33,5 +33,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,minatar,plots,video]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,minatar,plots,video,cluster]"
 	touch $(STAMP)

@@ -1,120 +1,107 @@
-"""Learning curves: agents × environments × seeds, each cell one `train.py` run, finished cells are skipped.
+"""Learning curves: agents × environments × seeds, each cell one `train.py` run; finished cells are skipped.
 
 python benchmarks/learning_curves.py --agents ddqn kernel_ddqn --seeds 10 --jobs 2
+python benchmarks/learning_curves.py --agents kernel_ddqn no_bonus=kernel_ddqn,kernel.exploration_bonus=0
+python benchmarks/learning_curves.py --variants benchmarks/ablations.yaml --backend dask --scheduler tcp://HOST:8786
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
+import importlib
+import shlex
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import tyro
+from grid import Grid
+from grid_cells import Cell
+from grid_jobs import ONE_THREAD, Job, Outcome
+from grid_progress import Progress
+from grid_workers import run_here
 
-ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = {"CartPole-v1": 10_000, "Acrobot-v1": 15_000, "MountainCar-v0": 30_000, "LunarLander-v3": 20_000}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Which runs to make, and where."""
-
-    agents: tuple[str, ...] = ("ddqn", "kernel_ddqn")
-    """Agents by their `train.py` names."""
-
-    envs: tuple[str, ...] = tuple(BUDGETS)
-    """Environments, each with the budget of its configuration."""
-
-    seeds: int = 5
-    """Seeds 0 … seeds − 1."""
-
-    overrides: tuple[str, ...] = ()
-    """Settings for every run, as NAME=VALUE: `kernel.exploration_bonus=0`, for an ablation in a folder of its own."""
-
-    eval_episodes: int = 5
-    """Greedy episodes of every evaluation during training; the final one has 20."""
-
-    jobs: int = 2
-    """Runs at the same time, each with one thread."""
-
-    folder: Path = ROOT / "runs" / "learning_curves"
-    """Where the runs lie; a cell with a `result.json` is finished."""
-
-    action: Literal["run", "print"] = "run"
-    """Run the cells, or print their commands for a batch scheduler."""
+from agents.common.schema import ConfigError
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run."""
-
-    agent: str
-    env: str
-    seed: int
-    folder: Path
-    settings: tuple[str, ...]
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of this run."""
-        return self.folder / self.agent / self.env / f"seed{self.seed}"
-
-    def command(self) -> list[str]:
-        """The `train.py` call."""
-        words = ["train.py", "--agent", self.agent, "--env", self.env, "--seed", str(self.seed)]
-        for setting in self.settings:
-            name, value = setting.split("=", 1)
-            words += [f"--{name.replace('_', '-')}", value]
-        words += ["--threads", "1", "--no-progress-bar"]
-        return [sys.executable, *words, "--run-dir", str(self.run_dir)]
+def main(argv: Sequence[str]) -> int:
+    """Run the grid; the exit status is 1 when a cell failed, 2 for a grid that cannot be run, 130 for an interrupt."""
+    try:
+        return run(tyro.cli(Grid, description=__doc__, args=argv), argv)
+    except (ConfigError, OSError) as error:
+        print(f"learning_curves.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("learning_curves.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
 
 
-def run_cell(cell: Cell) -> float | None:
-    """Train one cell; its wall seconds, or None when it failed. Output goes to `log.txt` beside the run."""
-    if (cell.run_dir / "result.json").exists():
-        return 0.0
-    cell.run_dir.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    with (cell.run_dir / "log.txt").open("w") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(cell.command(), cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)
-    return time.perf_counter() - started if done.returncode == 0 else None
-
-
-def main() -> int:
-    """Run the grid; the exit status is 1 when a cell failed."""
-    grid = tyro.cli(Grid, description=__doc__)
-    # Seed by seed, so that an interrupted study compares every agent on the same seeds.
-    cells = [
-        Cell(agent, env, seed, grid.folder, (*grid.overrides, f"n_eval_episodes={grid.eval_episodes}"))
-        for seed in range(grid.seeds)
-        for env in grid.envs
-        for agent in grid.agents
-    ]
-    if grid.action == "print":
-        print("\n".join(" ".join(cell.command()) for cell in cells))
+def run(grid: Grid, argv: Sequence[str]) -> int:
+    """Run or print the cells that have not finished."""
+    cells = grid.cells()
+    states = [cell.state() for cell in cells]
+    stale = [cell for cell, state in zip(cells, states, strict=True) if state == "stale"]
+    if stale and not grid.redo:
+        raise ConfigError(stale_message(stale))
+    todo = [(cell, state) for cell, state in zip(cells, states, strict=True) if state != "finished"]
+    jobs = [cell.job(force=state == "stale") for cell, state in todo]
+    if grid.print_commands:
+        threads = [f"{name}={value}" for name, value in ONE_THREAD.items()]
+        print("\n".join(shlex.join(["env", *threads, *job.command]) for job in jobs))
         return 0
-    grid.folder.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python", "benchmarks/learning_curves.py", *sys.argv[1:]])
-    (grid.folder / "command.txt").write_text(command + "\n")
+    outcomes = start(grid, jobs)
+    note_command(grid.folder / "command.txt", argv)
+    for cell in stale:
+        cell.run_folder.result.unlink()
+    print(f"cells: {len(cells)}, of which finished before: {len(cells) - len(jobs)}", flush=True)
+    return watch(outcomes, Progress(jobs, skipped=len(cells) - len(jobs)))
+
+
+def start(grid: Grid, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """The outcomes of the jobs, from wherever the grid is to run.
+
+    Raises:
+        ConfigError: dask is not installed.
+    """
+    if grid.scheduler is None:
+        return run_here(jobs, grid.jobs)
+    try:
+        cluster = importlib.import_module("grid_cluster")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--backend dask needs {error.name}: pip install -e '.[cluster]' -c constraints.txt"
+        ) from error
+    outcomes: Iterator[Outcome] = cluster.run_on_cluster(jobs, grid.scheduler)
+    return outcomes
+
+
+def watch(outcomes: Iterator[Outcome], progress: Progress) -> int:
+    """Print every outcome as it comes, and at the end where the logs of the failed ones are."""
     failed = []
-    with ThreadPoolExecutor(grid.jobs) as pool:
-        futures = {pool.submit(run_cell, cell): cell for cell in cells}
-        for count, future in enumerate(as_completed(futures), start=1):
-            cell, seconds = futures[future], future.result()
-            if seconds is None:
-                failed.append(cell)
-            outcome = "FAILED" if seconds is None else f"{seconds:.0f} s"
-            print(f"[{count}/{len(cells)}] {cell.agent} {cell.env} seed {cell.seed}: {outcome}", flush=True)
-    for cell in failed:
-        print(f"failed: {' '.join(cell.command())}; see {cell.run_dir / 'log.txt'}", file=sys.stderr)
+    for outcome in outcomes:
+        print(progress.line(outcome), flush=True)
+        if outcome.failure:
+            failed.append(outcome)
+    for outcome in failed:
+        print(f"failed: {outcome.job.name}: {outcome.failure}; see {outcome.job.log}", file=sys.stderr)
     return 1 if failed else 0
 
 
+def stale_message(stale: Sequence[Cell]) -> str:
+    """Which finished cells were made with other settings, and what can be done."""
+    shown = [f"  {cell.name}: {'; '.join(cell.differences())}" for cell in stale[:5]]
+    more = [f"  and {len(stale) - 5} more"] if len(stale) > 5 else []
+    head = "these cells finished with other settings than those now asked for:"
+    return "\n".join([head, *shown, *more, "run them again with --redo, or choose another --folder"])
+
+
+def note_command(path: Path, argv: Sequence[str]) -> None:
+    """Add the command to those that made the grid, once."""
+    line = shlex.join(["python", "benchmarks/learning_curves.py", *argv])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.exists() else []
+    if line not in lines:
+        path.write_text("\n".join([*lines, line]) + "\n")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

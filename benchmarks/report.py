@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 import tyro
-from statistics_of_curves import Interval, area_under_curve, bootstrap_interval, curve_intervals
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from curves_plots import plot_curves, plot_intervals
+from curves_results import read_runs, variants
+from curves_tables import markdown, write_evaluations, write_seeds
+from tasks import read_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
-COLOURS = ("#777777", "#c2410c", "#1d4ed8", "#15803d", "#7e22ce")
-Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -33,132 +24,54 @@ class Report:
     """Folder of the runs, as `learning_curves.py` lays it out."""
 
     name: str = "learning_curves"
-    """Stem of the files written to `benchmarks/results/`."""
+    """Stem of the files: NAME.md, NAME.csv (every evaluation), NAME_seeds.csv (every run), NAME.png and .svg (curves),
+    NAME_intervals.png and .svg."""
 
     baseline: str = "ddqn"
-    """Agent that wall clock is compared with."""
+    """Variant that the others are compared with."""
+
+    tasks: tuple[str, ...] = ()
+    """Further environments to normalise, as ENV=RANDOM,THRESHOLD: `ALE/Pong-v5=-20.7,18`."""
+
+    results: Path = ROOT / "benchmarks" / "results"
+    """Where the files go."""
 
 
-def read_runs(folder: Path) -> Runs:
-    """Results by environment and agent, ordered by seed."""
-    runs: Runs = {}
-    for file in sorted(folder.glob("*/*/seed*/result.json")):
-        result = json.loads(file.read_text())
-        runs.setdefault((result["env"], result["agent"]), []).append(result)
-    for results in runs.values():
-        results.sort(key=lambda result: result["seed"])
-    return runs
-
-
-def write_table(runs: Runs, report: Report, path: Path) -> None:
-    """Markdown: one row per environment and agent, then every seed's figures."""
-    columns = "seeds | AUC mean ± s.e. | AUC IQM [95 %] | final mean ± s.e. | final IQM [95 %]"
-    lines = [
-        f"# {report.name}",
-        "",
-        _provenance(runs, report),
-        "",
-        f"| environment | agent | steps | {columns} | seconds | × {report.baseline} |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (env, agent), results in sorted(runs.items()):
-        areas = np.array([area_under_curve(np.array(result["eval_mean_returns"])) for result in results])
-        finals = np.array([result["final_mean_return"] for result in results])
-        seconds = np.mean([result["train_seconds"] for result in results])
-        base = [result["train_seconds"] for result in runs.get((env, report.baseline), results)]
-        lines.append(
-            f"| {env} | {agent} | {results[0]['total_timesteps']:,} | {len(results)} | {_mean(areas)} | "
-            f"{_interval(bootstrap_interval(areas))} | {_mean(finals)} | {_interval(bootstrap_interval(finals))} | "
-            f"{seconds:.0f} | {seconds / np.mean(base):.2f} |"
-        )
-    lines += [
-        "",
-        "Every seed: area under the curve / final return.",
-        "",
-        "| environment | agent | by seed |",
-        "|---|---|---|",
-    ]
-    for (env, agent), results in sorted(runs.items()):
-        cells = [
-            f"{area_under_curve(np.array(result['eval_mean_returns'])):.0f} / {result['final_mean_return']:.0f}"
-            for result in results
-        ]
-        lines.append(f"| {env} | {agent} | {', '.join(cells)} |")
-    path.write_text("\n".join(lines) + "\n")
-
-
-def write_csv(runs: Runs, path: Path) -> None:
-    """One row per run and evaluation."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["env", "agent", "seed", "timesteps", "mean_return"])
-        for (env, agent), results in sorted(runs.items()):
-            for result in results:
-                for step, value in zip(result["eval_timesteps"], result["eval_mean_returns"], strict=True):
-                    writer.writerow([env, agent, result["seed"], step, f"{value:.3f}"])
-
-
-def plot_curves(runs: Runs, path: Path) -> None:
-    """One panel per environment: interquartile mean over seeds with its 95 % bootstrap band."""
-    envs = sorted({env for env, _ in runs})
-    agents = sorted({agent for _, agent in runs})
-    figure, panels = plt.subplots(1, len(envs), figsize=(4.2 * len(envs), 3.4), squeeze=False)
-    for panel, env in zip(panels[0], envs, strict=True):
-        for colour, agent in zip(COLOURS, agents, strict=False):
-            results = runs.get((env, agent))
-            if results:
-                steps = results[0]["eval_timesteps"]
-                middle, low, high = curve_intervals(np.array([result["eval_mean_returns"] for result in results]))
-                panel.plot(steps, middle, color=colour, label=f"{agent} ({len(results)} seeds)")
-                panel.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        panel.set_title(env)
-        panel.set_xlabel("environment steps")
-        panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        panel.grid(alpha=0.25)
-    panels[0][0].set_ylabel("greedy return")
-    panels[0][0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _provenance(runs: Runs, report: Report) -> str:
-    results: Sequence[dict[str, Any]] = [result for group in runs.values() for result in group]
-    commits = ", ".join(sorted({str(result["commit"])[:12] for result in results}))
-    versions = ", ".join(f"{name} {version}" for name, version in results[0]["versions"].items())
-    command = (report.folder / "command.txt").read_text().strip()
-    return (
-        f"`{command}` · commit {commits} · {platform.machine()}, one thread per run · {versions}.\n\n"
-        "AUC: mean greedy return of the evaluations during training (every tenth of the budget). "
-        "Final: greedy return after the budget. IQM: interquartile mean over seeds, 95 % bootstrap interval."
-    )
-
-
-def _mean(values: np.ndarray) -> str:
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{values.mean():.0f} ± {error:.0f}"
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.estimate:.0f} [{interval.low:.0f}, {interval.high:.0f}]"
-
-
-def main() -> int:
-    """Write table, CSV and figure; the exit status is 1 when there is nothing to report."""
-    report = tyro.cli(Report, description=__doc__)
-    runs = read_runs(report.folder)
-    if not runs:
-        print(f"no finished run below {report.folder}; run benchmarks/learning_curves.py first", file=sys.stderr)
-        return 1
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    write_table(runs, report, results / f"{report.name}.md")
-    write_csv(runs, results / f"{report.name}.csv")
-    plot_curves(runs, results / f"{report.name}.png")
-    print((results / f"{report.name}.md").read_text())
+def main(argv: Sequence[str]) -> int:
+    """Write tables, CSV files and figures; the exit status is 2 when there is nothing to report or to compare with."""
+    report = tyro.cli(Report, description=__doc__, args=argv)
+    try:
+        write(report)
+    except ValueError as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
+def write(report: Report) -> None:
+    """Write every file and print the tables.
+
+    Raises:
+        ValueError: there is no finished run, none of the baseline, or seeds with different settings.
+    """
+    tasks, runs = read_tasks(report.tasks), read_runs(report.folder)
+    if not runs:
+        raise ValueError(f"no finished run below {report.folder}; run benchmarks/learning_curves.py first")
+    names = variants(runs, report.baseline)
+    if report.baseline not in names:
+        raise ValueError(f"no run of the baseline '{report.baseline}'; take another --baseline: {', '.join(names)}")
+    commands = report.folder / "command.txt"
+    lines = commands.read_text().splitlines() if commands.exists() else []
+    text = markdown(runs, tasks, report.name, report.baseline, lines)
+    report.results.mkdir(parents=True, exist_ok=True)
+    stem = report.results / report.name
+    stem.with_name(f"{report.name}.md").write_text(text, encoding="utf-8")
+    write_evaluations(runs, stem.with_name(f"{report.name}.csv"))
+    write_seeds(runs, tasks, stem.with_name(f"{report.name}_seeds.csv"))
+    plot_curves(runs, tasks, report.baseline, stem)
+    plot_intervals(runs, tasks, report.baseline, stem.with_name(f"{report.name}_intervals"))
+    print(text)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

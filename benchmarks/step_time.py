@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from learning_curves import BUDGETS
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from tasks import BUDGETS
 
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model

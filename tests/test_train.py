@@ -30,6 +30,7 @@ RESULT_KEYS = [
     "total_timesteps",
     "eval_timesteps",
     "eval_mean_returns",
+    "eval_seconds",
     "final_mean_return",
     "final_std_return",
     "best_mean_return",
@@ -73,6 +74,8 @@ def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.Captu
     assert [result[key] for key in RESULT_KEYS[:4]] == [agent, "Chain-v0", 3, 100]
     assert result["eval_timesteps"] == list(range(10, 101, 10))
     assert len(result["eval_mean_returns"]) == 10
+    assert len(result["eval_seconds"]) == 10
+    assert 0.0 < result["eval_seconds"][0] < result["eval_seconds"][-1] <= result["train_seconds"]
     assert result["best_mean_return"] == max(result["eval_mean_returns"])
     assert 0.0 < result["train_seconds"] < result["wall_seconds"]
     expected = {"python", "torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "sparse_kernel_rl"}

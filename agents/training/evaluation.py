@@ -105,17 +105,23 @@ class PeriodicEvaluation(BaseCallback):
         self.report = report
         self.timesteps: list[int] = []
         self.mean_returns: list[float] = []
+        self.training_seconds: list[float] = []
         self.seconds = 0.0
+        self.started = perf_counter()
 
     @property
     def best_mean_return(self) -> float:
         """Highest mean return so far."""
         return max(self.mean_returns)
 
+    def _on_training_start(self) -> None:
+        self.started = perf_counter()
+
     def _on_step(self) -> bool:
         if self.due and self.num_timesteps >= self.due[0]:
             self.due = [step for step in self.due if step > self.num_timesteps]
             start = perf_counter()
+            self.training_seconds.append(start - self.started - self.seconds)
             self._evaluate()
             self.seconds += perf_counter() - start
         return self.num_timesteps <= self.total_timesteps

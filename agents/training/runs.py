@@ -30,7 +30,11 @@ OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "event
 
 @dataclass(frozen=True)
 class RunResult:
-    """The content of `result.json`; steps are environment steps, returns undiscounted."""
+    """The content of `result.json`.
+
+    Steps are environment steps, returns undiscounted. `eval_seconds` is the wall clock of training up to each
+    evaluation, `train_seconds` that of all of it, both without the evaluations themselves; `wall_seconds` is the run's.
+    """
 
     agent: str
     env: str
@@ -38,6 +42,7 @@ class RunResult:
     total_timesteps: int
     eval_timesteps: list[int]
     eval_mean_returns: list[float]
+    eval_seconds: list[float]
     final_mean_return: float
     final_std_return: float
     best_mean_return: float
@@ -143,6 +148,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
         total_timesteps=config.total_timesteps,
         eval_timesteps=evaluation.timesteps,
         eval_mean_returns=evaluation.mean_returns,
+        eval_seconds=evaluation.training_seconds,
         final_mean_return=final.mean,
         final_std_return=final.std,
         best_mean_return=evaluation.best_mean_return,

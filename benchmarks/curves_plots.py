@@ -1,0 +1,96 @@
+"""Figures of finished runs: learning curves, and intervals over environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from curves_results import Runs, environments, variants
+from curves_tables import MEASURES, Tasks, common_tasks, strata
+from statistics_of_curves import Interval, curve_intervals, improvement_interval, stratified_interval
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+BASELINE_COLOUR = "#777777"
+COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#4d7c0f", "#4338ca", "#000000")
+SUFFIXES = (".png", ".svg")
+# Text stays text, and the same runs give the same file.
+mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "learning curves"})
+
+
+def plot_curves(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
+    """One panel per environment: interquartile mean over seeds with its band, and the threshold where there is one."""
+    envs, colours = environments(runs), colours_of(runs, baseline)
+    figure, panels = plt.subplots(1, len(envs), figsize=(4.2 * len(envs), 3.4), squeeze=False)
+    for panel, env in zip(panels[0], envs, strict=True):
+        for variant, colour in colours.items():
+            if (env, variant) in runs:
+                group = runs[env, variant]
+                middle, low, high = curve_intervals(np.array([run.mean_returns for run in group]))
+                panel.plot(group[0].timesteps, middle, color=colour, label=f"{variant} ({len(group)} seeds)")
+                panel.fill_between(group[0].timesteps, low, high, color=colour, alpha=0.15, linewidth=0)
+        if env in tasks:
+            panel.axhline(tasks[env].threshold, color="black", linewidth=0.7, linestyle=":")
+        panel.set_title(env)
+        panel.set_xlabel("environment steps")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panel.grid(alpha=0.25)
+    panels[0][0].set_ylabel("greedy return")
+    panels[0][0].legend(frameon=False)
+    save(figure, stem)
+
+
+def plot_intervals(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> bool:
+    """Normalised interquartile means and probabilities of improvement with their intervals.
+
+    Returns:
+        Whether there was anything to aggregate.
+    """
+    if not common_tasks(runs, tasks):
+        return False
+    names, colours = variants(runs, baseline), colours_of(runs, baseline)
+    figure, panels = plt.subplots(1, 4, figsize=(14, 1.2 + 0.4 * len(names)), sharey=True)
+    for (name, measure), scores, chances in zip(MEASURES.items(), panels[::2], panels[1::2], strict=True):
+        by_variant = {variant: strata(runs, tasks, variant, measure) for variant in names}
+        interval_panel(scores, [stratified_interval(by_variant[variant]) for variant in names], list(colours.values()))
+        scores.set_xlabel(f"{name}: IQM of normalised scores")
+        against = [improvement_interval(by_variant[variant], by_variant[baseline]) for variant in names[1:]]
+        interval_panel(chances, against, list(colours.values())[1:], first_row=1)
+        chances.axvline(0.5, color="black", linewidth=0.7, linestyle=":")
+        chances.set_xlim(-0.03, 1.03)
+        chances.set_xlabel(f"{name}: P(better than {baseline})")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    save(figure, stem)
+    return True
+
+
+def interval_panel(panel: Axes, intervals: Sequence[Interval], colours: Sequence[str], first_row: int = 0) -> None:
+    """Bars from low to high with a mark at the estimate, one row each."""
+    for row, (interval, colour) in enumerate(zip(intervals, colours, strict=True), start=first_row):
+        panel.barh(row, interval.high - interval.low, left=interval.low, height=0.6, color=colour, alpha=0.5)
+        panel.vlines(interval.estimate, row - 0.3, row + 0.3, color="black", linewidth=1.2)
+    panel.grid(axis="x", alpha=0.25)
+
+
+def colours_of(runs: Runs, baseline: str) -> dict[str, str]:
+    """A colour for every variant, grey for the baseline, which comes first."""
+    names = variants(runs, baseline)
+    wheel = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
+    return dict(zip(names, [BASELINE_COLOUR, *wheel], strict=False))
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write a figure in every format."""
+    figure.tight_layout()
+    for suffix in SUFFIXES:
+        metadata = {"Date": None} if suffix == ".svg" else None
+        figure.savefig(stem.with_name(stem.name + suffix), dpi=130, metadata=metadata)
+    plt.close(figure)

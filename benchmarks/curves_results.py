@@ -1,0 +1,141 @@
+"""Finished runs of a grid, read from their folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from statistics_of_curves import Scores, area_under_curve, first_reaching
+from tasks import Task
+
+OF_ONE_RUN = ("seed", "run_dir")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left behind; returns are undiscounted, steps environment steps."""
+
+    variant: str
+    env: str
+    agent: str
+    seed: int
+    total_timesteps: int
+    timesteps: Scores
+    """Of the evaluations during training, [evaluations]."""
+
+    mean_returns: Scores
+    """Greedy, [evaluations]."""
+
+    seconds: Scores | None
+    """Training wall clock up to each evaluation without the evaluations, [evaluations]; None in older results."""
+
+    final_return: float
+    train_seconds: float
+    wall_seconds: float
+    versions: Mapping[str, str | None]
+    commit: str | None
+    settings: Mapping[str, Any]
+    """`config.yaml`, without what belongs to this run alone."""
+
+    @property
+    def area(self) -> float:
+        """Area under the curve, in units of return."""
+        return area_under_curve(self.mean_returns)
+
+    @property
+    def best_return(self) -> float:
+        """Highest evaluation during training."""
+        return float(self.mean_returns.max())
+
+    def steps_to(self, task: Task) -> float:
+        """Environment steps until an evaluation reached the task's threshold; infinite when none did."""
+        return first_reaching(task.threshold, self.mean_returns, self.timesteps)
+
+    def seconds_to(self, task: Task) -> float | None:
+        """Training seconds until then; None when the result does not hold them."""
+        return None if self.seconds is None else first_reaching(task.threshold, self.mean_returns, self.seconds)
+
+
+Runs = dict[tuple[str, str], list[Run]]
+"""Runs by environment and variant, ordered by seed."""
+
+
+def read_runs(folder: Path) -> Runs:
+    """Every finished run of a grid, VARIANT/ENV/seedSEED below its folder.
+
+    Raises:
+        ValueError: runs of one variant on one environment had different settings.
+    """
+    runs: Runs = {}
+    for file in sorted(folder.glob("*/**/seed*/result.json")):
+        run = _read(file, variant=file.relative_to(folder).parts[0])
+        runs.setdefault((run.env, run.variant), []).append(run)
+    for (env, variant), group in runs.items():
+        group.sort(key=lambda run: run.seed)
+        for run in group:
+            _check_equal(group[0], run, f"{variant} on {env}")
+    return dict(sorted(runs.items()))
+
+
+def environments(runs: Runs) -> list[str]:
+    """Environments of the grid."""
+    return sorted({env for env, _ in runs})
+
+
+def variants(runs: Runs, baseline: str) -> list[str]:
+    """Variants of the grid, the baseline first."""
+    return sorted({variant for _, variant in runs}, key=lambda variant: (variant != baseline, variant))
+
+
+def gaps(runs: Runs) -> list[str]:
+    """Cells that other variants or environments have and that have not finished here, in words."""
+    seeds = {run.seed for group in runs.values() for run in group}
+    missing = []
+    for env in environments(runs):
+        for variant in variants(runs, ""):
+            absent = seeds - {run.seed for run in runs.get((env, variant), [])}
+            if absent:
+                missing.append(f"{variant} on {env}: seed {', '.join(map(str, sorted(absent)))}")
+    return missing
+
+
+def _read(file: Path, variant: str) -> Run:
+    result = json.loads(file.read_text())
+    config = file.with_name("config.yaml")
+    settings = yaml.safe_load(config.read_text()) if config.exists() else {}
+    seconds = result.get("eval_seconds")
+    return Run(
+        variant=variant,
+        env=result["env"],
+        agent=result["agent"],
+        seed=result["seed"],
+        total_timesteps=result["total_timesteps"],
+        timesteps=np.array(result["eval_timesteps"], dtype=np.float64),
+        mean_returns=np.array(result["eval_mean_returns"], dtype=np.float64),
+        seconds=None if seconds is None else np.array(seconds, dtype=np.float64),
+        final_return=result["final_mean_return"],
+        train_seconds=result["train_seconds"],
+        wall_seconds=result["wall_seconds"],
+        versions=result["versions"],
+        commit=result["commit"],
+        settings={name: value for name, value in settings.items() if name not in OF_ONE_RUN},
+    )
+
+
+def _check_equal(one: Run, other: Run, where: str) -> None:
+    different = [
+        name
+        for name in dict.fromkeys([*one.settings, *other.settings])
+        if one.settings.get(name) != other.settings.get(name)
+    ]
+    if not np.array_equal(one.timesteps, other.timesteps):
+        different.append("eval_timesteps")
+    if different:
+        raise ValueError(
+            f"{where}: seeds {one.seed} and {other.seed} differ in {', '.join(different)}; run one of them again"
+        )

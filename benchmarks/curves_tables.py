@@ -1,0 +1,237 @@
+"""Finished runs as Markdown tables and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from curves_results import Run, Runs, environments, gaps, variants
+from statistics_of_curves import (
+    Interval,
+    Scores,
+    Strata,
+    bootstrap_interval,
+    improvement_interval,
+    interquartile_mean,
+    median_interval,
+    ratio_interval,
+    stratified_interval,
+)
+from tasks import Task
+
+Tasks = Mapping[str, Task]
+Measure = Callable[[Run], float]
+MEASURES: dict[str, Measure] = {"AUC": lambda run: run.area, "final": lambda run: run.final_return}
+NOTHING = "–"
+
+EXPLANATION = """AUC: mean greedy return of the evaluations during training. Final: greedy return after the budget. IQM:
+interquartile mean over seeds; in brackets 95 % bootstrap intervals, seeds drawn anew within each environment. P: how
+probable it is that a run is better than one of {baseline}, ties counted half. Seconds are training wall clock without
+evaluations."""
+
+
+def values(group: Sequence[Run], measure: Measure) -> Scores:
+    """A figure of every run, [seeds]."""
+    return np.array([measure(run) for run in group], dtype=np.float64)
+
+
+def common_tasks(runs: Runs, tasks: Tasks) -> list[str]:
+    """Environments with known returns that every variant has run: those that can be aggregated."""
+    names = variants(runs, "")
+    return [env for env in environments(runs) if env in tasks and all((env, name) in runs for name in names)]
+
+
+def strata(runs: Runs, tasks: Tasks, variant: str, measure: Measure) -> Strata:
+    """Normalised scores of a variant on the common tasks, each [seeds]."""
+    return [
+        np.array([tasks[env].normalised(value) for value in values(runs[env, variant], measure)])
+        for env in common_tasks(runs, tasks)
+    ]
+
+
+def markdown(runs: Runs, tasks: Tasks, name: str, baseline: str, commands: Sequence[str]) -> str:
+    """The report."""
+    parts = [
+        f"# {name}",
+        provenance(runs, commands),
+        EXPLANATION.format(baseline=baseline).replace("\n", " "),
+        *(f"**Not finished:** {gap}." for gap in gaps(runs)),
+        aggregate_section(runs, tasks, baseline),
+        "## By environment",
+        score_table(runs, baseline),
+        "## Steps and seconds",
+        "*Reached*: seeds with an evaluation at the threshold; medians over all seeds, ∞ unless more than half "
+        f"reached it. *× {baseline}*: ratio of mean training seconds. *Final / best*: the final model's score over "
+        "that of the best evaluation, which looks better than it is, for it is the luckiest of many short ones.",
+        cost_table(runs, tasks, baseline),
+        "## Every seed",
+        "Area under the curve / final return.",
+        seed_table(runs),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def provenance(runs: Runs, commands: Sequence[str]) -> str:
+    """Commands, commits, machine and versions behind the runs."""
+    every = [run for group in runs.values() for run in group]
+    commits = ", ".join(sorted({str(run.commit)[:12] + "-dirty" * str(run.commit).endswith("-dirty") for run in every}))
+    versions = ", ".join(f"{name} {version}" for name, version in every[0].versions.items())
+    shown = ", ".join(f"`{command}`" for command in commands) or "commands unknown"
+    return f"{shown} · commit {commits} · {platform.machine()}, one thread per run · {versions}."
+
+
+def aggregate_section(runs: Runs, tasks: Tasks, baseline: str) -> str:
+    """IQM and probability of improvement over the environments whose scores can be normalised."""
+    common = common_tasks(runs, tasks)
+    left_out = [env for env in environments(runs) if env not in common]
+    if not common:
+        return f"Nothing to aggregate: no known environment was run by every variant ({', '.join(left_out)})."
+    scale = "; ".join(f"{env} {tasks[env].random_return:g}, {tasks[env].threshold:g}" for env in common)
+    note = f"Scores are 0 at the return of random actions and 1 at the threshold: {scale}."
+    note += f" Left out: {', '.join(left_out)}." if left_out else ""
+    rows = []
+    for variant in variants(runs, baseline):
+        row = [variant, str(sum(len(runs[env, variant]) for env in common))]
+        for measure in MEASURES.values():
+            ours, theirs = (strata(runs, tasks, one, measure) for one in (variant, baseline))
+            row.append(bracketed(stratified_interval(ours), 3))
+            row.append(NOTHING if variant == baseline else bracketed(improvement_interval(ours, theirs), 2))
+        rows.append(row)
+    head = ["variant", "runs", "AUC IQM", f"P(AUC > {baseline})", "final IQM", f"P(final > {baseline})"]
+    return f"## Over {len(common)} environments\n\n{note}\n\n{table(head, rows)}"
+
+
+def score_table(runs: Runs, baseline: str) -> str:
+    """Returns of every variant on every environment."""
+    head = ["environment", "variant", "steps", "seeds"]
+    for name in MEASURES:
+        head += [f"{name} mean ± s.e.", f"{name} IQM", f"P({name} > {baseline})"]
+    rows = []
+    for env, variant, group in _ordered(runs, baseline):
+        row = [env, variant, f"{group[0].total_timesteps:,}", str(len(group))]
+        for measure in MEASURES.values():
+            scores, theirs = values(group, measure), runs.get((env, baseline))
+            better = NOTHING
+            if theirs and variant != baseline:
+                better = bracketed(improvement_interval([scores], [values(theirs, measure)]), 2)
+            row += [_mean(scores), bracketed(bootstrap_interval(scores), 0), better]
+        rows.append(row)
+    return table(head, rows)
+
+
+def cost_table(runs: Runs, tasks: Tasks, baseline: str) -> str:
+    """Steps and seconds to the threshold, seconds in all, and what the end of training lost."""
+    head = ["environment", "variant", "threshold", "reached", "steps to it", "seconds to it", "seconds"]
+    head += [f"× {baseline}", "final / best"]
+    rows = []
+    for env, variant, group in _ordered(runs, baseline):
+        seconds, theirs = values(group, lambda run: run.train_seconds), runs.get((env, baseline))
+        ratio = NOTHING
+        if theirs:
+            ratio = bracketed(ratio_interval(seconds, values(theirs, lambda run: run.train_seconds)), 2)
+            ratio = "1" if variant == baseline else ratio
+        row = [env, variant, *_reaching(group, tasks.get(env)), f"{seconds.mean():.0f}", ratio]
+        rows.append([*row, _kept(group, tasks.get(env))])
+    return table(head, rows)
+
+
+def seed_table(runs: Runs) -> str:
+    """Area and final return of every seed."""
+    rows = [
+        [env, variant, ", ".join(f"{run.seed}: {run.area:.0f} / {run.final_return:.0f}" for run in group)]
+        for (env, variant), group in runs.items()
+    ]
+    return table(["environment", "variant", "by seed"], rows)
+
+
+def write_evaluations(runs: Runs, path: Path) -> None:
+    """CSV with one row per run and evaluation."""
+    head = ["env", "variant", "seed", "timesteps", "seconds", "mean_return"]
+    rows = [
+        [env, variant, run.seed, int(step), "" if run.seconds is None else f"{run.seconds[index]:.3f}", f"{value:.3f}"]
+        for (env, variant), group in runs.items()
+        for run in group
+        for index, (step, value) in enumerate(zip(run.timesteps, run.mean_returns, strict=True))
+    ]
+    _write_csv(path, head, rows)
+
+
+def write_seeds(runs: Runs, tasks: Tasks, path: Path) -> None:
+    """CSV with one row per run; a threshold never reached is `inf`, what is unknown stays empty."""
+    head = ["env", "variant", "agent", "seed", "total_timesteps", "area_under_curve", "final_return", "best_return"]
+    head += ["steps_to_threshold", "seconds_to_threshold", "train_seconds", "wall_seconds", "commit"]
+    rows: list[list[object]] = []
+    for (env, variant), group in runs.items():
+        task = tasks.get(env)
+        for run in group:
+            reaching = [None, None] if task is None else [run.steps_to(task), run.seconds_to(task)]
+            scores = [run.area, run.final_return, run.best_return]
+            rows.append(
+                [env, variant, run.agent, run.seed, run.total_timesteps]
+                + ["" if value is None else f"{value:.6g}" for value in (*scores, *reaching)]
+                + [f"{run.train_seconds:.3f}", f"{run.wall_seconds:.3f}", run.commit]
+            )
+    _write_csv(path, head, rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def bracketed(interval: Interval, digits: int) -> str:
+    """An estimate with its interval in brackets."""
+    estimate, low, high = (_number(value, digits) for value in interval)
+    return f"{estimate} [{low}, {high}]"
+
+
+def _reaching(group: Sequence[Run], task: Task | None) -> list[str]:
+    """Threshold, seeds that reached it, and medians of steps and seconds."""
+    if task is None:
+        return [NOTHING] * 4
+    steps = values(group, lambda run: run.steps_to(task))
+    seconds = [run.seconds_to(task) for run in group]
+    known = np.array([value for value in seconds if value is not None], dtype=np.float64)
+    return [
+        f"{task.threshold:g}",
+        f"{np.isfinite(steps).sum()} of {len(group)}",
+        bracketed(median_interval(steps), 0),
+        bracketed(median_interval(known), 1) if len(known) == len(group) else NOTHING,
+    ]
+
+
+def _kept(group: Sequence[Run], task: Task | None) -> str:
+    """Interquartile mean score of the final model over that of the best evaluation."""
+    if task is None:
+        return NOTHING
+    final, best = (
+        float(interquartile_mean(np.array([task.normalised(value) for value in values(group, measure)])))
+        for measure in (MEASURES["final"], lambda run: run.best_return)
+    )
+    return f"{final / best:.2f}" if best > 0 else NOTHING
+
+
+def _ordered(runs: Runs, baseline: str) -> list[tuple[str, str, list[Run]]]:
+    names = variants(runs, baseline)
+    return [(env, name, runs[env, name]) for env in environments(runs) for name in names if (env, name) in runs]
+
+
+def _mean(scores: Scores) -> str:
+    error = _number(scores.std(ddof=1) / len(scores) ** 0.5, 0) if len(scores) > 1 else NOTHING
+    return f"{scores.mean():.0f} ± {error}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)

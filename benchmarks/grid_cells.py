@@ -1,0 +1,95 @@
+"""Cells of a grid: the `train.py` call of each, and whether it has been made with the settings now asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from grid_jobs import Job
+from grid_variants import Variant
+
+from agents.common.schema import ConfigError, to_plain
+from agents.training.command_line import Flags, spelled
+from agents.training.config import QLearningConfig
+from agents.training.runs import RunFolder
+from agents.training.settings import load_config, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_EFFECT = ("run_dir", "progress_bar", "verbose")
+State = Literal["missing", "finished", "stale"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a variant on an environment with a seed."""
+
+    variant: Variant
+    env: str
+    seed: int
+    folder: Path
+    """Folder of the grid."""
+
+    settings: Flags
+    """Words by setting name, over the agent's configuration; those of the variant go before them."""
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.variant.label} {self.env} seed {self.seed}"
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """Where the run lies."""
+        return RunFolder(self.folder / self.variant.label / self.env / f"seed{self.seed}")
+
+    @property
+    def flags(self) -> Flags:
+        """Flags of `train.py`."""
+        chosen = {"agent": [self.variant.agent], "env": [self.env], "seed": [str(self.seed)]}
+        place = {"threads": ["1"], "no_progress_bar": [], "run_dir": [str(self.run_folder.path)]}
+        return chosen | self.settings | self.variant.settings | place
+
+    def config(self) -> QLearningConfig:
+        """Complete settings.
+
+        Raises:
+            ConfigError: the agent does not take a setting.
+        """
+        try:
+            return resolve(self.flags)
+        except ConfigError as error:
+            raise ConfigError(f"{self.variant.label}: {error}") from error
+
+    def job(self, *, force: bool = False) -> Job:
+        """The run as a command; with `force` it replaces one that has finished."""
+        words = [word for name, values in self.flags.items() for word in (spelled(name), *values)]
+        command = (sys.executable, str(ROOT / "train.py"), *words, *(["--force"] if force else []))
+        return Job(self.name, command, self.run_folder.result, self.config().total_timesteps)
+
+    def state(self) -> State:
+        """Whether there is a result, and whether it was made with these settings."""
+        if not self.run_folder.result.exists():
+            return "missing"
+        return "stale" if self.differences() else "finished"
+
+    def differences(self) -> list[str]:
+        """Settings in which the finished run is another one, as `name: theirs, now ours`."""
+        try:
+            theirs = _leaves(to_plain(load_config(self.run_folder.config)))
+        except ConfigError as error:
+            return [str(error)]
+        ours = _leaves(to_plain(self.config()))
+        names = [name for name in theirs | ours if name not in WITHOUT_EFFECT]
+        return [
+            f"{name}: {theirs.get(name)}, now {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)
+        ]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves

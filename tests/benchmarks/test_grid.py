@@ -1,0 +1,229 @@
+"""The grid: cells, variants, what counts as finished, and failures that are told."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import learning_curves
+from grid import Grid
+from grid_jobs import Job, run_job
+from grid_progress import Progress, duration
+from grid_variants import Variant, read_variants
+from grid_workers import run_here
+
+from agents.common.schema import ConfigError
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def script_job(folder: Path, script: str, steps: int = 1) -> Job:
+    return Job(folder.name, (sys.executable, "-S", "-c", script), folder / "result.json", steps)
+
+
+def write_result(folder: Path) -> str:
+    return f"from pathlib import Path; Path({str(folder / 'result.json')!r}).write_text('{{}}')"
+
+
+def test_cells_come_seed_by_seed() -> None:
+    cells = Grid(agents=("dqn", "ddqn"), envs=("CartPole-v1", "Acrobot-v1"), seeds=2, first_seed=7).cells()
+    assert [(cell.seed, cell.env, cell.variant.label) for cell in cells][:5] == [
+        (7, "CartPole-v1", "dqn"),
+        (7, "CartPole-v1", "ddqn"),
+        (7, "Acrobot-v1", "dqn"),
+        (7, "Acrobot-v1", "ddqn"),
+        (8, "CartPole-v1", "dqn"),
+    ]
+    assert len(cells) == 8
+    assert {cell.variant.label for cell in Grid().cells()} == {"ddqn", "kernel_ddqn"}
+
+
+def test_variants_of_words_and_files(tmp_path: Path) -> None:
+    file = tmp_path / "variants.yaml"
+    file.write_text("small: {agent: kernel_ddqn, net_arch: [32, 16], kernel: {k: 4, exploration_bonus: 0}}\n")
+    words = ["ddqn", "plain=kernel_ddqn,kernel.exploration-bonus=0,net_arch=8 8"]
+    assert read_variants(words, file) == [
+        Variant("ddqn", "ddqn", {}),
+        Variant("plain", "kernel_ddqn", {"kernel.exploration_bonus": ["0"], "net_arch": ["8", "8"]}),
+        Variant(
+            "small", "kernel_ddqn", {"net_arch": ["32", "16"], "kernel.k": ["4"], "kernel.exploration_bonus": ["0"]}
+        ),
+    ]
+    (cell,) = Grid(variants=file, envs=("CartPole-v1",), seeds=1).cells()
+    config = cell.config()
+    assert (config.agent, config.net_arch, config.kernel.k) == ("kernel_ddqn", (32, 16), 4)  # type: ignore[attr-defined]
+    assert cell.run_folder.path.parts[-3:] == ("small", "CartPole-v1", "seed0")
+
+
+def test_the_ablation_file_is_a_grid() -> None:
+    cells = Grid(variants=BENCHMARKS / "ablations.yaml", seeds=1).cells()
+    assert {"kernel_ddqn", "ddqn", "without_bonus"} < {cell.variant.label for cell in cells}
+    assert len({(cell.variant.label, cell.env) for cell in cells}) == len(cells)
+    configs = [replace(cell.config(), run_dir=None) for cell in cells if cell.env == "CartPole-v1"]
+    assert all(one != other for one, other in itertools.combinations(configs, 2))
+
+
+def test_budgets_and_overrides_have_their_order() -> None:
+    grid = Grid(
+        agents=("ddqn", "long=ddqn,total_timesteps=900"),
+        envs=("CartPole-v1", "Acrobot-v1"),
+        seeds=1,
+        total_timesteps=500,
+        budgets=("Acrobot-v1=700",),
+        overrides=("gamma=0.9",),
+        eval_episodes=3,
+    )
+    configs = {(cell.variant.label, cell.env): cell.config() for cell in grid.cells()}
+    assert {key: config.total_timesteps for key, config in configs.items()} == {
+        ("ddqn", "CartPole-v1"): 500,
+        ("ddqn", "Acrobot-v1"): 700,
+        ("long", "CartPole-v1"): 900,
+        ("long", "Acrobot-v1"): 900,
+    }
+    assert {(config.gamma, config.n_eval_episodes, config.threads) for config in configs.values()} == {(0.9, 3, 1)}
+    (usual,) = Grid(agents=("ddqn",), envs=("Acrobot-v1",), seeds=1).cells()
+    assert usual.config().total_timesteps == 15_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--agents", "kernel_dqn"], "did you mean 'kernel_ddqn'"),
+        (["--overrides", "kernel.k=3"], "agent 'ddqn' does not use 'kernel.k'"),
+        (["--overrides", "gamma"], "'gamma' is no NAME=VALUE"),
+        (["--overrides", "seed=3"], "'seed' is given by the grid itself"),
+        (["--agents", "ddqn", "ddqn"], "two variants are called ddqn"),
+        (["--agents", "a/b=ddqn"], "'a/b' is no label"),
+        (["--budgets", "Pong=3"], "--budgets names Pong"),
+        (["--backend", "dask"], "belong together"),
+        (["--variants", "nowhere.yaml"], "cannot read settings from nowhere.yaml"),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_anything_runs(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = learning_curves.main([*words, "--folder", str(tmp_path)])
+    except SystemExit as finished:  # tyro's own way
+        status = int(finished.code or 0)
+    assert status == 2
+    output = capsys.readouterr()
+    assert message in " ".join((output.out + output.err).split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "grid"
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "NoSuch-v0", "--seeds", "1", "--folder", str(folder)]
+    quick = ["--total-timesteps", "60", "--eval-episodes", "1", "--overrides", "learning_starts=20"]
+    assert learning_curves.main([*words, *quick]) == 1
+    output = capsys.readouterr()
+    good, bad = folder / "ddqn" / "Chain-v0" / "seed0", folder / "ddqn" / "NoSuch-v0" / "seed0"
+    assert output.err == f"failed: ddqn NoSuch-v0 seed 0: exit status 2; see {bad / 'log.txt'}\n"
+    assert "NoSuch" in (bad / "log.txt").read_text()
+    assert "cells: 2, of which finished before: 0" in output.out
+    assert "[2/2]" in output.out
+    result = json.loads((good / "result.json").read_text())
+    assert (result["total_timesteps"], len(result["eval_seconds"])) == (60, 10)
+
+    words[3:5] = ["Chain-v0"]
+    before = (good / "result.json").read_bytes()
+    assert learning_curves.main([*words, *quick]) == 0
+    assert "cells: 1, of which finished before: 1" in capsys.readouterr().out
+    changed = [*words, *quick, "gamma=0.5"]
+    assert learning_curves.main(changed) == 2
+    assert "ddqn Chain-v0 seed 0: gamma: 0.99, now 0.5" in capsys.readouterr().err
+    assert learning_curves.main([*changed, "--redo", "--print-commands"]) == 0
+    command = shlex.split(capsys.readouterr().out)
+    assert command[:2] == ["env", "OMP_NUM_THREADS=1"]
+    assert command[command.index("--gamma") + 1] == "0.5"
+    assert command[-1] == "--force"
+    assert (good / "result.json").read_bytes() == before
+    assert len((folder / "command.txt").read_text().splitlines()) == 2
+
+    (good / "config.yaml").write_text("agent: ddqn\nno_such_setting: 1\n")
+    assert learning_curves.main([*words, *quick]) == 2
+    assert "unknown setting 'no_such_setting'" in capsys.readouterr().err
+
+
+def test_redo_replaces_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "--seeds", "1", "--folder", str(tmp_path)]
+    (cell,) = Grid(agents=("ddqn",), envs=("Chain-v0",), seeds=1, folder=tmp_path).cells()
+    cell.run_folder.path.mkdir(parents=True)
+    cell.run_folder.config.write_text("agent: ddqn\nenv: Chain-v0\ngamma: 0.5\n")
+    cell.run_folder.result.write_text("old")
+    commands = []
+
+    def redone(jobs: list[Job], at_once: int):  # type: ignore[no-untyped-def]
+        for job in jobs:
+            commands.append(job.command)
+            yield run_job(script_job(job.result.parent, write_result(job.result.parent)))
+
+    monkeypatch.setattr(learning_curves, "run_here", redone)
+    assert learning_curves.main([*words, "--redo"]) == 0
+    assert [command[-1] for command in commands] == ["--force"]
+    assert cell.run_folder.result.read_text() == "{}"
+
+
+def test_jobs_that_leave_no_result_have_failed(tmp_path: Path) -> None:
+    assert run_job(script_job(tmp_path / "none", "pass")).failure == "finished without writing result.json"
+    assert run_job(script_job(tmp_path / "bad", "import sys; print('why'); sys.exit(3)")).failure == "exit status 3"
+    assert (tmp_path / "bad" / "log.txt").read_text() == "why\n"
+    (tmp_path / "file").write_text("")
+    assert "file" in run_job(script_job(tmp_path / "file", "pass")).failure
+
+
+def test_a_job_runs_once_and_with_one_thread(tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    script = "import os, time; print(os.environ['OMP_NUM_THREADS'], flush=True); time.sleep(0.3); " + write_result(
+        folder
+    )
+    job = script_job(folder, script)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(run_job, [job, job]))
+    assert [outcome.failure for outcome in outcomes] == ["", ""]
+    assert job.log.read_text() == "1\n"
+    written = job.result.stat().st_mtime_ns
+    assert run_job(job).failure == ""
+    assert job.result.stat().st_mtime_ns == written
+
+
+def test_jobs_run_side_by_side(tmp_path: Path) -> None:
+    scripts = {name: f"import time; time.sleep(0.5); {write_result(tmp_path / name)}" for name in ("a", "b", "c", "d")}
+    jobs = [script_job(tmp_path / name, script) for name, script in scripts.items()]
+    started = time.perf_counter()
+    outcomes = list(run_here(jobs, at_once=4))
+    assert {outcome.job.name for outcome in outcomes} == set(scripts)
+    assert not any(outcome.failure for outcome in outcomes)
+    assert time.perf_counter() - started < 0.8 * sum(outcome.seconds for outcome in outcomes)
+
+
+def test_the_rest_is_estimated_by_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("grid_progress.time.perf_counter", lambda: clock[0])
+    short, long = script_job(tmp_path / "short", "pass", 100), script_job(tmp_path / "long", "pass", 300)
+    progress = Progress([short, long], skipped=3)
+    clock[0] = 160.0
+    outcome = learning_curves.Outcome(short, 50.0)
+    assert progress.line(outcome) == "[4/5] short: 50 s · 1 min 0 s so far, about 3 min 0 s left"
+    assert progress.line(learning_curves.Outcome(long, 1.0, "why")).startswith("[5/5] long: FAILED")
+    assert duration(3600 * 5 + 61) == "5 h 1 min"
+
+
+def test_dask_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grid_cluster", None)
+    with pytest.raises(ConfigError, match="pip install -e"):
+        learning_curves.start(Grid(backend="dask", scheduler="tcp://nowhere:1"), [])

@@ -1,0 +1,120 @@
+"""A grid on a dask cluster whose workers are killed: every cell still finishes, and none runs beside itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
+
+from grid_cluster import run_on_cluster
+from grid_jobs import Job
+from grid_progress import Progress
+from learning_curves import watch
+
+# Stands for train.py: it refuses to run beside another, notes its process and its worker's, and writes its result last.
+STUB = """
+import os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / "running").touch(exist_ok=False)
+with (folder / "starts.txt").open("a") as starts:
+    starts.write(f"{os.getpid()} {os.getppid()}\\n")
+time.sleep(float(sys.argv[2]))
+(folder / "running").unlink()
+(folder / "result.json").write_text("{}")
+"""
+PATIENCE_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs="CRITICAL"
+    ) as started:
+        yield started.scheduler_address
+
+
+def stub_job(folder: Path, seconds: float) -> Job:
+    return Job(folder.name, (sys.executable, "-S", "-c", STUB, str(folder), str(seconds)), folder / "result.json", 1)
+
+
+def starts(job: Job) -> list[tuple[int, int]]:
+    """Process and worker of every start of a job."""
+    file = job.result.with_name("starts.txt")
+    if not file.exists():
+        return []
+    pairs = [line.split() for line in file.read_text().splitlines()]
+    return [(int(process), int(worker)) for process, worker in pairs]
+
+
+def first_start(jobs: list[Job]) -> tuple[Job, int, int]:
+    """The first job that runs, its process and its worker's."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        for job in jobs:
+            if found := starts(job):
+                return job, *found[0]
+        time.sleep(0.02)
+    raise TimeoutError("no job has started")
+
+
+def kill_first(jobs: list[Job], with_its_run: bool) -> Job:
+    """Kill the worker of the first job that runs, as a lost machine would where its run dies too."""
+    job, process, worker = first_start(jobs)
+    os.kill(worker, signal.SIGKILL)
+    if with_its_run:
+        job.result.with_name("running").unlink()
+        os.kill(process, signal.SIGKILL)
+    return job
+
+
+@pytest.mark.parametrize("with_its_run", [False, True], ids=["worker", "worker and run"])
+def test_a_killed_worker_loses_no_cell(
+    with_its_run: bool, cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [stub_job(tmp_path / f"cell{index}", seconds=1.0) for index in range(5)]
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_first, jobs, with_its_run)
+        status = watch(run_on_cluster(jobs, cluster), Progress(jobs, skipped=0))
+    assert status == 0, capsys.readouterr().err
+    assert all(job.result.exists() for job in jobs)
+    assert {job.name: len(starts(job)) for job in jobs} == {
+        job.name: 1 + (with_its_run and job == killed.result()) for job in jobs
+    }
+    assert "[5/5]" in capsys.readouterr().out
+
+
+def test_a_job_that_kills_its_workers_is_one_failed_job(
+    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = stub_job(tmp_path / "good", 0.0), stub_job(tmp_path / "bad", 0.0)
+    kill_parent = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    bad = replace(bad, command=(sys.executable, "-S", "-c", kill_parent))
+    jobs = [bad, good]
+    with distributed.Client(cluster) as client:
+        usual = client.run_on_scheduler(allow_failures, 0)
+        assert watch(run_on_cluster(jobs, cluster), Progress(jobs, skipped=0)) == 1
+        client.run_on_scheduler(allow_failures, usual)
+    assert good.result.exists()
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("failed: bad: given up by dask: ")
+    assert complaint.rstrip().endswith(f"see {bad.log}")
+
+
+def allow_failures(count: int, dask_scheduler: Any) -> int:
+    """Let a job outlive so many workers; returns how many it was before."""
+    before: int = dask_scheduler.allowed_failures
+    dask_scheduler.allowed_failures = count
+    return before

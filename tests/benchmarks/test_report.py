@@ -1,0 +1,177 @@
+"""The report of a made-up grid, whose figures are known by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import report
+from tasks import TASKS, Task, read_tasks
+
+STEPS = [100, 200, 300]
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    return tmp_path / "grid"
+
+
+@pytest.fixture
+def write_run(grid: Path) -> WriteRun:
+    def write(variant: str, env: str, seed: int, returns: list[float], final: float, **others: Any) -> Path:
+        folder = grid / variant / env / f"seed{seed}"
+        folder.mkdir(parents=True)
+        settings = others.pop("settings", "gamma: 0.9\n")
+        (folder / "config.yaml").write_text(f"seed: {seed}\nrun_dir: {folder}\n{settings}")
+        result = {
+            "agent": "ddqn",
+            "env": env,
+            "seed": seed,
+            "total_timesteps": 300,
+            "eval_timesteps": STEPS,
+            "eval_mean_returns": returns,
+            "eval_seconds": [1.0, 2.5, 4.0],
+            "final_mean_return": final,
+            "final_std_return": 0.0,
+            "best_mean_return": max(returns),
+            "wall_seconds": 9.0,
+            "train_seconds": 4.0,
+            "versions": {"python": "3.11"},
+            "commit": "abcdef0123456789-dirty",
+        }
+        (folder / "result.json").write_text(json.dumps(result | others))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def finished(write_run: WriteRun, grid: Path) -> Path:
+    """Two variants, two known environments and one that is not."""
+    for seed in (0, 1):
+        write_run("ddqn", "CartPole-v1", seed, [22.0, 22.0, 248.5], 22.0)
+        write_run("fast", "CartPole-v1", seed, [22.0, 475.0, 475.0], 248.5, train_seconds=2.0 + 4.0 * seed)
+        write_run("ddqn", "MountainCar-v0", seed, [-200.0, -200.0, -200.0], -200.0)
+        write_run("fast", "MountainCar-v0", seed, [-200.0, -200.0, -115.0 - 85.0 * seed], -200.0)
+        write_run("fast", "ALE/Pong-v5", seed, [-21.0, -20.0, -19.0], -19.0)
+    (grid / "command.txt").write_text("python first\npython second\n")
+    return grid
+
+
+def run(grid: Path, *words: str) -> int:
+    return report.main(["--folder", str(grid), "--results", str(grid.parent / "results"), "--name", "made", *words])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def cells(text: str, *beginning: str) -> list[list[str]]:
+    """Rows of the report's tables that begin so, without their beginning."""
+    found = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    return [row[len(beginning) :] for row in found if tuple(row[: len(beginning)]) == beginning]
+
+
+def test_figures_by_hand(finished: Path) -> None:
+    assert run(finished) == 0
+    text = (finished.parent / "results" / "made.md").read_text()
+    assert "`python first`, `python second` · commit abcdef012345-dirty ·" in text
+    assert "## Over 2 environments" in text
+    assert "Left out: ALE/Pong-v5." in text
+    # Scores of fast: areas 2/3, 2/3, 1/3 and 0, of which the middle two count, or 2/3 and 0 where 0 is drawn twice;
+    # finals 1/2, 1/2, 0 and 0.
+    (aggregate,) = cells(text, "fast", "4")
+    assert aggregate[0] == "0.500 [0.333, 0.500]"
+    assert aggregate[1] == "0.88 [0.75, 1.00]"
+    assert aggregate[2:] == ["0.250 [0.250, 0.250]", "0.75 [0.75, 0.75]"]
+    scores, costs = cells(text, "CartPole-v1", "fast")[:2]
+    assert scores[:2] == ["300", "2"]
+    assert scores[3:5] == ["324 [324, 324]", "1.00 [1.00, 1.00]"]
+    assert costs[:5] == ["475", "2 of 2", "200 [200, 200]", "2.5 [2.5, 2.5]", "4"]
+    assert costs[5:] == ["1.00 [0.50, 1.50]", "0.50"]
+    _, slow = cells(text, "MountainCar-v0", "fast")[:2]
+    assert slow[:4] == ["-115", "1 of 2", "∞ [300, ∞]", "∞ [4.0, ∞]"]
+    _, pong = cells(text, "ALE/Pong-v5", "fast")[:2]
+    assert pong == ["–", "–", "–", "–", "4", "–", "–"]
+    assert "**Not finished:** ddqn on ALE/Pong-v5: seed 0, 1." in text
+
+
+def test_every_seed_and_evaluation_is_in_the_csv(finished: Path) -> None:
+    assert run(finished) == 0
+    seeds = rows(finished.parent / "results" / "made_seeds.csv")
+    assert len(seeds) == 10
+    by_key = {(row["env"], row["variant"], row["seed"]): row for row in seeds}
+    row = by_key["MountainCar-v0", "fast", "1"]
+    assert (row["steps_to_threshold"], row["seconds_to_threshold"], row["best_return"]) == ("inf", "inf", "-200")
+    assert by_key["CartPole-v1", "fast", "0"]["area_under_curve"] == "324"
+    assert by_key["ALE/Pong-v5", "fast", "0"]["steps_to_threshold"] == ""
+    evaluations = rows(finished.parent / "results" / "made.csv")
+    assert len(evaluations) == 30
+    assert evaluations[1] == {
+        "env": "ALE/Pong-v5",
+        "variant": "fast",
+        "seed": "0",
+        "timesteps": "200",
+        "seconds": "2.500",
+        "mean_return": "-20.000",
+    }
+
+
+def test_figures_are_drawn_and_repeat(finished: Path) -> None:
+    assert run(finished) == 0
+    results = finished.parent / "results"
+    names = {"made.png", "made.svg", "made_intervals.png", "made_intervals.svg"}
+    first = {name: (results / name).read_bytes() for name in names}
+    assert all(len(content) > 2_000 for content in first.values())
+    assert b"fast (2 seeds)" in first["made.svg"]
+    assert b"P(better than ddqn)" in first["made_intervals.svg"]
+    assert run(finished) == 0
+    assert {name: (results / name).read_bytes() for name in names} == first
+
+
+def test_results_without_seconds_are_read(write_run: WriteRun, grid: Path) -> None:
+    folder = write_run("ddqn", "CartPole-v1", 0, [500.0, 500.0, 500.0], 500.0)
+    result = json.loads((folder / "result.json").read_text())
+    del result["eval_seconds"]
+    (folder / "result.json").write_text(json.dumps(result))
+    assert run(grid) == 0
+    text = (grid.parent / "results" / "made.md").read_text()
+    _, costs = cells(text, "CartPole-v1", "ddqn")[:2]
+    assert costs[:4] == ["475", "1 of 1", "100 [100, 100]", "–"]
+    assert "commands unknown" in text
+
+
+def test_what_cannot_be_compared_is_refused(
+    write_run: WriteRun, grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(grid) == 2
+    assert "no finished run below" in capsys.readouterr().err
+    write_run("fast", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
+    assert run(grid) == 2
+    assert "take another --baseline: fast" in capsys.readouterr().err
+    assert run(grid, "--baseline", "fast") == 0
+    write_run("fast", "CartPole-v1", 1, [1.0, 2.0, 3.0], 3.0, settings="gamma: 0.5\n")
+    capsys.readouterr()
+    assert run(grid, "--baseline", "fast") == 2
+    assert "fast on CartPole-v1: seeds 0 and 1 differ in gamma" in capsys.readouterr().err
+
+
+def test_tasks_of_the_command_line(finished: Path) -> None:
+    assert read_tasks(("ALE/Pong-v5=-21,19",)) == TASKS | {"ALE/Pong-v5": Task(-21.0, 19.0)}
+    assert Task(-21.0, 19.0).normalised(-1.0) == 0.5
+    assert run(finished, "--tasks", "ALE/Pong-v5=19,-21") == 2
+    assert run(finished, "--tasks", "ALE/Pong-v5=a") == 2
+    assert run(finished, "--tasks", "ALE/Pong-v5=-21,-20") == 0
+    text = (finished.parent / "results" / "made.md").read_text()
+    assert cells(text, "ALE/Pong-v5", "fast")[1][:3] == ["-20", "2 of 2", "200 [200, 200]"]
