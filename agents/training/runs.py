@@ -175,9 +175,10 @@ def load_model(config: RunConfig, env: VecEnv, file: Path) -> BaseAlgorithm:
     Raises:
         ConfigError: the file is missing, is no saved model, or does not fit the settings.
     """
-    # Nothing is stored while evaluating, so nothing is reserved for it.
+    # Nothing is stored or updated while evaluating: reserve nothing, and spare the warnings on the number of copies.
     if isinstance(config, QLearningConfig):
-        config = replace(config, buffer_size=1)
+        interval = max(config.target_update_interval, env.num_envs)
+        config = replace(config, buffer_size=1, target_update_interval=interval)
     if isinstance(config, PPOConfig):
         config = replace(config, n_steps=2, batch_size=2 * env.num_envs)
     if not file.is_file():
