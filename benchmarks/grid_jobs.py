@@ -1,4 +1,4 @@
-"""One command of a grid, run where it is started. Standard library only: dask sends this very file to its workers."""
+"""One command of a grid, run where it is started. Standard library only, for dask sends it to its workers."""
 
 from __future__ import annotations
 

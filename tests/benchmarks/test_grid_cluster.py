@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,14 +38,35 @@ time.sleep(float(sys.argv[2]))
 (folder / "result.json").write_text("{}")
 """
 PATIENCE_SECONDS = 30.0
+ONE_FAILURE = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+"""A job may outlive one worker, and is given up with the second."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs="CRITICAL"
-    ) as started:
-        yield started.scheduler_address
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scheduler with two workers, started as a user starts them: in another folder, without this one's path."""
+    folder = tmp_path_factory.mktemp("cluster")
+    address_file = folder / "scheduler.json"
+    python = [sys.executable, "-m"]
+    scheduler = [*python, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler += ["--scheduler-file", str(address_file)]
+    worker = [*python, "distributed.cli.dask_worker", "--scheduler-file", str(address_file), "--nthreads", "1"]
+    worker += ["--no-dashboard", "--nworkers", "2", "--local-directory", str(folder)]
+    with ExitStack() as stack:
+        for command in (scheduler, worker):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    env=os.environ | ONE_FAILURE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            stack.callback(process.terminate)
+        with distributed.Client(scheduler_file=str(address_file), timeout=PATIENCE_SECONDS) as client:
+            client.wait_for_workers(2, timeout=PATIENCE_SECONDS)
+        yield json.loads(address_file.read_text())["address"]
 
 
 def stub_job(folder: Path, seconds: float) -> Job:
@@ -103,18 +126,8 @@ def test_a_job_that_kills_its_workers_is_one_failed_job(
     kill_parent = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
     bad = replace(bad, command=(sys.executable, "-S", "-c", kill_parent))
     jobs = [bad, good]
-    with distributed.Client(cluster) as client:
-        usual = client.run_on_scheduler(allow_failures, 0)
-        assert watch(run_on_cluster(jobs, cluster), Progress(jobs, skipped=0)) == 1
-        client.run_on_scheduler(allow_failures, usual)
+    assert watch(run_on_cluster(jobs, cluster), Progress(jobs, skipped=0)) == 1
     assert good.result.exists()
     complaint = capsys.readouterr().err
     assert complaint.startswith("failed: bad: given up by dask: ")
     assert complaint.rstrip().endswith(f"see {bad.log}")
-
-
-def allow_failures(count: int, dask_scheduler: Any) -> int:
-    """Let a job outlive so many workers; returns how many it was before."""
-    before: int = dask_scheduler.allowed_failures
-    dask_scheduler.allowed_failures = count
-    return before
