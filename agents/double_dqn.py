@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from agents.common.atomic_save import atomic_write
 from agents.common.nonfinite import NonFiniteGuard, Observation
 from agents.common.targets import double_q_target
 from skrl.shapes import Float, Tensor
+
+TD_ERROR_MOMENTUM = 0.01
+"""Weight of one update in the running mean of the absolute TD error."""
 
 
 class TransitionBatch(NamedTuple):
@@ -50,15 +54,36 @@ class DoubleDQN(DQN):
 
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
     argument of :class:`stable_baselines3.DQN` and honours n-step returns. Beyond the target it differs from SB3's DQN
-    in three ways: exploration draws from its own seeded generator, independently for every environment; an update
-    whose loss or gradient is not finite is skipped, counted, and after many in a row ends the run with
-    :class:`~agents.common.nonfinite.NonFiniteError`; and ``save`` never leaves a half-written file.
+    in four ways: the loss follows the scale of the rewards, see ``huber_threshold``; exploration draws from its own
+    seeded generator, independently for every environment; an update whose loss or gradient is not finite is skipped,
+    counted, and after many in a row ends the run with :class:`~agents.common.nonfinite.NonFiniteError`; and ``save``
+    never leaves a half-written file.
+
+    Args:
+        policy: as for SB3's DQN.
+        env: environment with discrete actions, or its id.
+        *args: as for SB3's DQN.
+        huber_threshold: where the Huber loss turns from quadratic to linear, in running means of the absolute TD error.
+            A fixed threshold of 1, as SB3's (taken for 0), makes a regression of large values one towards their median,
+            whose gradient says nothing about how far off they are.
+        **kwargs: as for SB3's DQN.
     """
 
     nonfinite_guard: NonFiniteGuard
     rng: np.random.Generator
 
-    def __init__(self, policy: str | type[DQNPolicy], env: GymEnv | str | None, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: str | type[DQNPolicy],
+        env: GymEnv | str | None,
+        *args: Any,
+        huber_threshold: float = 4.0,
+        **kwargs: Any,
+    ) -> None:
+        if not 0.0 <= huber_threshold < float("inf"):
+            raise ValueError(f"huber_threshold is {huber_threshold}, but must be a number from 0 on; 4 is the default")
+        self.huber_threshold = huber_threshold
+        self.td_error_scale: float | None = None
         env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None
         if env is not None:
             _check_action_space(type(self).__name__, env.action_space)
@@ -186,21 +211,30 @@ class DoubleDQN(DQN):
         with torch.no_grad():
             target = double_q_target(batch.rewards, batch.discounts, *self._next_q_values(batch))
         q_values = self.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-        loss = functional.smooth_l1_loss(q_values, target)
+        error = (q_values.detach() - target).abs().mean()
+        loss = functional.smooth_l1_loss(q_values, target, beta=self._huber_beta())
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = torch.nn.utils.clip_grad_norm_(self.q_net.parameters(), self.max_grad_norm)
         loss = loss.detach()
         # The only synchronisation of an update, where SB3 reads the loss.
-        if self.nonfinite_guard.check_update(self.num_timesteps, bool(torch.isfinite(loss + grad_norm))):
+        checked, size = torch.stack([loss + grad_norm, error]).tolist()
+        if self.nonfinite_guard.check_update(self.num_timesteps, math.isfinite(checked)):
             self.policy.optimizer.step()
+            scale = size if self.td_error_scale is None else self.td_error_scale
+            self.td_error_scale = scale + TD_ERROR_MOMENTUM * (size - scale)
         return {
             "loss": loss,
             "grad_norm": grad_norm,
             "q_mean": q_values.detach().mean(),
             "target_q_mean": target.mean(),
-            "td_error_abs_mean": (q_values.detach() - target).abs().mean(),
+            "td_error_abs_mean": error,
         }
+
+    def _huber_beta(self) -> float:
+        """Threshold of the Huber loss: SB3's until the size of the errors is known."""
+        scale = self.td_error_scale
+        return 1.0 if self.huber_threshold == 0.0 or not scale else self.huber_threshold * scale
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3 leaves out, and the n-step buffer class, which it chose itself and would warn about on load."""

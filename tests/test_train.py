@@ -15,7 +15,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from agents.training.config import TrainConfig
+from agents.training.config import DoubleDQNConfig
 from agents.training.evaluation import Evaluation
 from agents.training.provenance import commit
 from agents.training.registry import AGENTS
@@ -184,12 +184,12 @@ def test_run_that_can_learn_nothing_stops_with_status_1(tmp_path: Path, capsys: 
 
 
 def test_folder_is_made_of_agent_environment_and_seed() -> None:
-    config = TrainConfig(agent="ddqn", env="ALE/Pong-v5", seed=3)
+    config = DoubleDQNConfig(agent="ddqn", env="ALE/Pong-v5", seed=3)
     assert RunFolder.of(config).path == Path("runs/ddqn/ALE/Pong-v5/seed3")
 
 
 def test_result_with_several_environments_overshoots_no_evaluation(tmp_path: Path) -> None:
-    config = TrainConfig(
+    config = DoubleDQNConfig(
         agent="ddqn",
         env="Chain-v0",
         run_dir=str(tmp_path),

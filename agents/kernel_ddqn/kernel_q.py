@@ -10,7 +10,7 @@ from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
 
-GRADIENT_SETTINGS = ("learning_rate", "batch_size", "gradient_steps", "tau", "max_grad_norm")
+GRADIENT_SETTINGS = ("learning_rate", "batch_size", "gradient_steps", "tau", "max_grad_norm", "huber_threshold")
 
 
 class KernelQ(KernelDDQN):

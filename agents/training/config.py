@@ -146,6 +146,14 @@ class TrainConfig(DeepQConfig):
 
 
 @dataclass(frozen=True)
+class DoubleDQNConfig(TrainConfig):
+    """Settings of Double DQN."""
+
+    huber_threshold: NonNegativeReal = 4.0
+    """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
+
+
+@dataclass(frozen=True)
 class QuantileConfig(DeepQConfig):
     """Settings of quantile regression DQN, whose gradients nothing shortens."""
 
@@ -189,7 +197,7 @@ class PPOConfig(NetworkConfig):
 
 
 @dataclass(frozen=True)
-class KernelTrainConfig(TrainConfig):
+class KernelTrainConfig(DoubleDQNConfig):
     """Settings of a deep Q-network with a kernel beside it."""
 
     kernel: KernelConfig = field(default_factory=KernelConfig)

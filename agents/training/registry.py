@@ -20,6 +20,7 @@ from agents.double_dqn import DoubleDQN
 from agents.kernel_ddqn import KernelDDQN, KernelQ
 from agents.normalized_ppo import NormalizedPPO, can_normalize
 from agents.training.config import (
+    DoubleDQNConfig,
     KernelQConfig,
     KernelTrainConfig,
     NetworkConfig,
@@ -89,9 +90,9 @@ AGENTS = {
         AgentSpec("zoo_dqn", DQN, TrainConfig, "Deep Q-network with RL Zoo's published settings."),
         AgentSpec("qrdqn", "sb3_contrib.QRDQN", QuantileConfig, "Quantile regression DQN with RL Zoo's settings."),
         AgentSpec("ppo", NormalizedPPO, PPOConfig, "Proximal policy optimisation with RL Zoo's settings."),
-        AgentSpec("ddqn", DoubleDQN, TrainConfig, "Double DQN."),
-        AgentSpec("ddqn_1step", DoubleDQN, TrainConfig, "Double DQN with one-step returns."),
-        AgentSpec("ddqn_more", DoubleDQN, TrainConfig, "Double DQN with half as many gradient steps again."),
+        AgentSpec("ddqn", DoubleDQN, DoubleDQNConfig, "Double DQN."),
+        AgentSpec("ddqn_1step", DoubleDQN, DoubleDQNConfig, "Double DQN with one-step returns."),
+        AgentSpec("ddqn_more", DoubleDQN, DoubleDQNConfig, "Double DQN with half as many gradient steps again."),
         AgentSpec(
             "kernel_ddqn", KernelDDQN, KernelTrainConfig, "Double DQN corrected by local kernel regression.", "residual"
         ),

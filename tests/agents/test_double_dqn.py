@@ -8,6 +8,7 @@ from stable_baselines3.common.logger import configure
 
 from agents import DoubleDQN, KernelDDQN, KernelQ
 from agents.common.nonfinite import NonFiniteError, NonFiniteGuard
+from agents.double_dqn import TransitionBatch
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
 
 SETTINGS = {
@@ -146,3 +147,48 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch) -> None:
         model.save(tmp_path / "model.zip")
     assert (tmp_path / "model.zip").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+def one_batch(model: DoubleDQN, rewards: torch.Tensor) -> TransitionBatch:
+    observations = torch.randn(len(rewards), 4)
+    actions = torch.arange(len(rewards)) % 2
+    return TransitionBatch(observations, actions, rewards, torch.zeros(len(rewards)), observations)
+
+
+def test_the_loss_is_quadratic_up_to_some_running_means_of_the_error() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", huber_threshold=2.0, **SETTINGS)
+    batch = one_batch(model, 1000.0 * torch.randn(64))
+    first = model._update(batch)
+    assert model.td_error_scale == pytest.approx(float(first["td_error_abs_mean"]))
+    errors = model.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1) - batch.rewards
+    expected = torch.nn.functional.smooth_l1_loss(errors, torch.zeros(64), beta=2.0 * model.td_error_scale)
+    second = model._update(batch)
+    torch.testing.assert_close(second["loss"], expected.detach())
+    assert model.td_error_scale == pytest.approx(
+        0.99 * float(first["td_error_abs_mean"]) + 0.01 * float(second["td_error_abs_mean"])
+    )
+
+
+def test_a_threshold_of_zero_is_the_loss_of_sb3() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", huber_threshold=0.0, **SETTINGS)
+    batch = one_batch(model, 1000.0 * torch.randn(64))
+    model._update(batch)
+    values = model.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    expected = torch.nn.functional.smooth_l1_loss(values, batch.rewards)
+    torch.testing.assert_close(model._update(batch)["loss"], expected.detach())
+
+
+def test_a_bad_update_leaves_the_size_of_errors_alone(tmp_path) -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    model._update(one_batch(model, torch.full((8,), 5.0)))
+    known = model.td_error_scale
+    model._update(one_batch(model, torch.full((8,), float("nan"))))
+    assert model.td_error_scale == known
+    model.save(tmp_path / "model")
+    assert DoubleDQN.load(tmp_path / "model").td_error_scale == known
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_threshold_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"huber_threshold is .* 4 is the default"):
+        DoubleDQN("MlpPolicy", "CartPole-v1", huber_threshold=value, **SETTINGS)

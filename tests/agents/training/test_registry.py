@@ -21,7 +21,15 @@ from agents.common.schema import ConfigError
 from agents.kernel_ddqn import KernelConfig
 from agents.normalized_ppo import NormalizedPPO
 from agents.training.command_line import split_flags
-from agents.training.config import KernelTrainConfig, PPOConfig, QLearningConfig, QuantileConfig, RunConfig, TrainConfig
+from agents.training.config import (
+    DoubleDQNConfig,
+    KernelTrainConfig,
+    PPOConfig,
+    QLearningConfig,
+    QuantileConfig,
+    RunConfig,
+    TrainConfig,
+)
 from agents.training.registry import AGENTS, OF_THE_NETWORK, build_model, find_agent, fitting_policy
 from agents.training.settings import resolve
 
@@ -190,20 +198,20 @@ def test_policy_that_cannot_fit_is_an_error(policy: str, space: spaces.Space[Any
 )
 def test_spaces_that_no_agent_serves(observations: spaces.Space[Any], actions: spaces.Space[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_model(TrainConfig(agent="ddqn", env="Made-v0"), vec_env(observations, actions))
+        build_model(DoubleDQNConfig(agent="ddqn", env="Made-v0"), vec_env(observations, actions))
 
 
 def test_dict_observations_need_one_step_returns_in_the_plain_agents() -> None:
     env = vec_env(DICT)
     with pytest.raises(ConfigError, match="--n-steps 1"):
-        build_model(TrainConfig(agent="ddqn", buffer_size=100), env)
-    build_model(TrainConfig(agent="ddqn", buffer_size=100, n_steps=1), env).learn(8)
+        build_model(DoubleDQNConfig(agent="ddqn", buffer_size=100), env)
+    build_model(DoubleDQNConfig(agent="ddqn", buffer_size=100, n_steps=1), env).learn(8)
     build_model(KernelTrainConfig(agent="kernel_ddqn", buffer_size=100, learning_starts=4), env).learn(16)
 
 
 def test_device_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ConfigError, match="device is 'gpu', but this machine has auto, cpu"):
-        build_model(TrainConfig(agent="ddqn", device="gpu"), vec_env(VECTOR))
+        build_model(DoubleDQNConfig(agent="ddqn", device="gpu"), vec_env(VECTOR))
 
 
 def test_configuration_of_another_agent_is_an_error() -> None:
