@@ -100,24 +100,26 @@ class FewQueries:
 
 
 class ShortWay:
-    """The last :class:`FewQueries` made of fixed tensors, or the knowledge that they have none; copies are empty."""
+    """The last :class:`FewQueries`, or the knowledge that there is none, and what it was made of; copies are empty."""
 
     def __init__(self) -> None:
         self.few: FewQueries | None = None
         self._seen: list[tuple[Tensor, int, int]] = []
+        self._settings: tuple[object, ...] = ()
 
-    def is_known(self, tensors: list[Tensor]) -> bool:
-        """Whether these are the tensors it was made of, and nothing was written to them since."""
-        if not self._seen or len(tensors) != len(self._seen):
+    def is_known(self, tensors: list[Tensor], settings: tuple[object, ...]) -> bool:
+        """Whether it was made of these tensors and settings, and nothing was written to the tensors since."""
+        if not self._seen or len(tensors) != len(self._seen) or settings != self._settings:
             return False
         for tensor, (seen, address, version) in zip(tensors, self._seen, strict=True):
             if tensor is not seen or tensor.data_ptr() != address or tensor._version != version:
                 return False
         return True
 
-    def renew(self, few: FewQueries | None, tensors: list[Tensor]) -> None:
+    def renew(self, few: FewQueries | None, tensors: list[Tensor], settings: tuple[object, ...]) -> None:
         """Remember the way and what it was made of."""
-        self.few, self._seen = few, [(tensor, tensor.data_ptr(), tensor._version) for tensor in tensors]
+        self.few, self._settings = few, settings
+        self._seen = [(tensor, tensor.data_ptr(), tensor._version) for tensor in tensors]
 
     def __reduce__(self) -> tuple[type[ShortWay], tuple[()]]:
         return ShortWay, ()

@@ -277,10 +277,11 @@ class SparseKernel(nn.Module):
         if not fixed or not queries.is_cpu or traced():
             return None
         tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
-        if not self._short_way.is_known(tensors):
+        settings = self.kernel, self.k, self.localisation, self.search
+        if not self._short_way.is_known(tensors, settings):
             if any(tensor.is_inference() for tensor in tensors):
                 return None
-            self._short_way.renew(self._make_few(), tensors)
+            self._short_way.renew(self._make_few(), tensors, settings)
         few = self._short_way.few
         if few is None or not few.serves(queries):
             return None

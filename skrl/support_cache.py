@@ -22,8 +22,11 @@ class _Known:
     version: int
     lengthscale: Tensor
     lengthscale_version: int
+    search: NeighborSearch
 
-    def serves(self, features: Tensor, lengthscale: Tensor) -> bool:
+    def serves(self, features: Tensor, lengthscale: Tensor, search: NeighborSearch) -> bool:
+        if search is not self.search:
+            return False
         same = features.data_ptr() == self.features.data_ptr() and features._version == self.version
         if not same or features.shape != self.features.shape or features.dtype != self.features.dtype:
             return False
@@ -62,7 +65,7 @@ class SupportCache:
         if traced() or learned or features.is_inference() or _captured(features):
             return make_support(features, lengthscale, search)
         known = self._known
-        if known is None or not known.serves(features, lengthscale):
+        if known is None or not known.serves(features, lengthscale, search):
             # What is made in inference mode could not be used in training.
             with torch.inference_mode(False):
                 known = _known(features, lengthscale, search)
@@ -86,4 +89,5 @@ def _known(features: Tensor, lengthscale: Tensor, search: NeighborSearch) -> _Kn
         version=features._version,
         lengthscale=lengthscale.detach().clone() if on_cpu else lengthscale,
         lengthscale_version=0 if on_cpu else lengthscale._version,
+        search=search,
     )

@@ -169,13 +169,14 @@ class AveragingHead(ValueHead):
             raise ValueError(f"kernel is {self.kernel}, but an averaging head needs a radial one, such as matern32")
 
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
-        """Kernel values over their sum; the variance is one minus the largest squared kernel value."""
+        """Kernel values over their sum; the variance is that given the most similar neighbour alone, without noise."""
         neighbors = self.search(queries, self.memory.features, self.k, self.memory.half_norms)
         values = torch.where(neighbors.mask, self.kernel(neighbors.distances / self.lengthscale), 0.0)
         failed = ~(values.isfinite().all(-1) & queries.isfinite().all(-1))
         values = torch.where(failed.unsqueeze(-1), 0.0, values)
         weights = averaging_weights(values)
-        variance = 1.0 - values.amax(-1).square()
+        prior = self.kernel.prior_variance
+        variance = (prior - values.amax(-1).square() / prior).clamp(min=0.0)
         return LocalWeights(neighbors.indices, weights, variance, torch.zeros_like(failed), failed)
 
 

@@ -18,12 +18,17 @@ def newest_and_uniform(
     Args:
         candidates: positions ordered from oldest to newest, [n], on the generator's device.
         capacity: points to choose at most.
-        newest_fraction: share of the capacity that goes to the newest.
+        newest_fraction: share of the capacity that goes to the newest, 0 to 1.
         generator: source of the draw.
 
     Returns:
         Distinct candidates, oldest first, [min(n, capacity)].
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
     """
+    if not 0.0 <= newest_fraction <= 1.0:
+        raise ValueError(f"newest_fraction is {newest_fraction}, but must lie between 0 and 1")
     count = candidates.shape[0]
     if count <= capacity:
         return candidates

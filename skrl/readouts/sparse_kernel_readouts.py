@@ -220,7 +220,9 @@ class SparseKernelRegressor(SparseKernelReadout, Regressor):
 
     def _fit(self, features: Tensor, targets: Tensor) -> None:
         mean = targets.mean(0)
-        spread = (targets - mean).square().mean(0).sqrt()
+        # In units of the largest deviation, whose square may overflow.
+        largest = (targets - mean).abs().amax(0).clamp(min=torch.finfo(targets.dtype).tiny)
+        spread = largest * ((targets - mean) / largest).square().mean(0).sqrt()
         scale = torch.where(spread > 0, spread, 1.0)
         chosen = self._choose(torch.zeros(len(features), dtype=torch.long, device=features.device))
         left_out = self._fit_kernel(features, (targets[chosen] - mean) / scale, chosen)

@@ -29,7 +29,7 @@ class LocalWeights(NamedTuple):
     Attributes:
         indices: support slots, [S, B, k].
         weights: their weights, zero where a neighbour is missing, [S, B, k].
-        variance: posterior variance, 1 where nothing is known, [S, B].
+        variance: posterior variance, κ(z, z) where nothing is known, [S, B].
         jittered: queries whose system needed jitter, [S, B].
         failed: queries that fell back to the prior, [S, B].
     """

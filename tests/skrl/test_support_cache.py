@@ -12,9 +12,25 @@ import torch
 from torch import Tensor, nn
 
 import skrl.support_cache
-from skrl import Prediction, SparseKernel, sparse_kernel
+from skrl import ExactSearch, Prediction, SparseKernel, sparse_kernel
+from skrl.search.exact import ExactIndex
 
 QUERIES = torch.linspace(-1.0, 1.0, 21).view(7, 3)
+
+
+class FarthestIndex(ExactIndex):
+    """Answers with the farthest points."""
+
+    def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        indices, mask = super().nearest(queries, self.features.shape[-2])
+        return indices[..., -k:], mask[..., -k:]
+
+
+class FarthestSearch(ExactSearch):
+    """A search that nobody takes for the exact one."""
+
+    def index(self, features: Tensor, half_norms: Tensor | None = None) -> FarthestIndex:
+        return FarthestIndex(features, half_norms)
 
 
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
@@ -94,6 +110,29 @@ def test_every_change_is_seen(made: list[int], change: str) -> None:
         queries = QUERIES.to(sparse.features.dtype)  # type: ignore[union-attr]
         assert_fresh(sparse, queries)
         assert len(made) == (2 if change in ONCE else count)
+
+
+OTHER_SETTINGS: dict[str, dict[str, Any]] = {
+    "neighbours": {"k": 2},
+    "kernel": {"kernel": "gaussian"},
+    "localisation": {"localisation": "continuous"},
+    "search": {"search": FarthestSearch()},
+    "prior mean": {"prior_mean": lambda points: points[:, :2]},
+}
+
+
+@pytest.mark.parametrize("change", OTHER_SETTINGS)
+@pytest.mark.parametrize("count", [1, 7])
+def test_another_setting_is_seen(change: str, count: int) -> None:
+    """However few queries were answered before."""
+    sparse = sparse_module()
+    sparse(QUERIES[:count])
+    for name, value in OTHER_SETTINGS[change].items():
+        setattr(sparse, name, value)
+    fresh = SparseKernel(
+        sparse.features, sparse.targets, **{"k": 6, "lengthscale": 1.3, "ridge": 0.1} | OTHER_SETTINGS[change]
+    )
+    torch.testing.assert_close(sparse(QUERIES[:count]), fresh(QUERIES[:count]))
 
 
 def test_another_tensor_at_the_same_address_is_another_tensor() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from skrl import KERNELS, AveragingHead, NetworkFreeHead, ResidualHead, sparse_kernel
-from skrl.kernels import Laplace
+from skrl.kernels import Kernel, Laplace
 from skrl.value_heads import ValueHead
 
 
@@ -78,6 +78,17 @@ def test_averaging_head_by_hand() -> None:
     torch.testing.assert_close(local.weights.flatten(), torch.tensor([0.7310585786300049, 0.2689414213699951]).double())
     assert local.variance.item() == pytest.approx(1.0 - 0.1353352832366127, rel=1e-12)
     assert head.correction(at(1.0)).item() == pytest.approx(0.46211715726000973, rel=1e-7)
+
+
+@pytest.mark.parametrize("kernel", [3.0 * Laplace(), 0.1 * (0.1 * Laplace()), Laplace() + Laplace()])
+def test_averaging_head_scales_with_its_kernel(kernel: Kernel) -> None:
+    """A multiple of a kernel has the same weights and that multiple of the variance."""
+    plain, scaled = (line_head(AveragingHead, [0.0, 3.0], [1.0, -1.0], kernel=one) for one in (Laplace(), kernel))
+    queries = at(0.0, 1.0, 50.0)
+    expected, local = plain.localise(queries), scaled.localise(queries)
+    torch.testing.assert_close(local.weights, expected.weights)
+    torch.testing.assert_close(local.variance, kernel.prior_variance * expected.variance)
+    assert scaled.optimistic(queries, torch.zeros(3, 1).double(), 1.0).isfinite().all()
 
 
 def test_averaging_head_ignores_how_many_neighbours_agree() -> None:

@@ -34,6 +34,12 @@ def test_choice_is_distinct_ordered_and_keeps_the_newest(count: int, capacity: i
     assert chosen[-1] < count
 
 
+@pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
+def test_a_share_is_between_none_and_all(fraction: float) -> None:
+    with pytest.raises(ValueError, match=f"newest_fraction is {fraction}"):
+        choose(20, 10, fraction)
+
+
 def test_choice_repeats_with_its_generator_only() -> None:
     assert choose(200, 20, 0.5, seed=1) == choose(200, 20, 0.5, seed=1)
     assert choose(200, 20, 0.5, seed=1) != choose(200, 20, 0.5, seed=2)

@@ -138,6 +138,15 @@ def test_far_from_all_supports_is_the_prior() -> None:
     assert regressor.predict(far)[0] == pytest.approx(y[:120].mean(), rel=1e-12)
 
 
+@pytest.mark.parametrize("factor", [2.0**-100, 2.0**100])
+def test_targets_of_any_size_are_regressed_alike(factor: float) -> None:
+    """Squares of float32 numbers beyond 2⁶⁴ overflow."""
+    features = torch.rand(60, 3)
+    targets = torch.sin(4.0 * features[:, :2])
+    plain, scaled = (SparseKernelRegressor().fit(features, size * targets) for size in (1.0, factor))
+    torch.testing.assert_close(scaled.predict(features) / factor, plain.predict(features))
+
+
 # Settings that choose themselves
 
 
