@@ -20,11 +20,23 @@ def floating(values: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The values in floating point: integers and booleans in torch's default dtype.
 
     Raises:
-        ValueError: the values are complex.
+        TypeError: the values are no tensor.
+        ValueError: they are complex.
     """
+    check_tensor(values)
     if values.is_complex():
         raise ValueError(f"dtype is {values.dtype}, but must be real; split it with torch.view_as_real(…).flatten(-2)")
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+
+
+def check_tensor(values: object, name: str = "the values") -> None:
+    """Refuse arrays and lists.
+
+    Raises:
+        TypeError: the values are no tensor.
+    """
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"{name}: got {type(values).__name__}, but need a torch.Tensor; wrap with torch.as_tensor(…)")
 
 
 def looks_at(values: Shaped[Tensor, "*shape"]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skrl.checks import check_lengthscale, check_neighbors, check_ridge, check_rows, check_sets, floating
+from skrl.checks import check_lengthscale, check_neighbors, check_ridge, check_rows, check_sets, check_tensor, floating
 from skrl.few_queries import FewQueries, ShortWay
 from skrl.functional import PriorMean, local_systems, precise, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
@@ -301,6 +301,7 @@ class SparseKernel(nn.Module):
         value: Tensor | None = getattr(self, name) if given is None else given
         if value is None:
             raise ValueError(f"no {name}: give them to the constructor, or as `{argument or name}` at every call")
+        check_tensor(value, argument or name)
         return value
 
     def _known_or_chosen(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -79,6 +79,14 @@ class FeatureScaling(nn.Module):
             raise ValueError(f"scaling is {scaling!r}, but must be one of {', '.join(SCALINGS)}")
         if scaling == "none":
             return cls(torch.zeros_like(features[0]), torch.ones_like(features[0]))
+        # In a unit of their own, a power of two so that nothing is rounded: squares of large numbers are infinite.
+        unit = _power_of_two(features.abs().amax())
+        fitted = cls._measured(features / unit, scaling)
+        return cls(fitted.shift * unit, fitted.scale / unit, fitted.rotation, fitted.unit_length)
+
+    @classmethod
+    def _measured(cls, features: Tensor, scaling: Scaling) -> FeatureScaling:
+        """What :meth:`fit` measures on features whose largest entry is about one."""
         shift = features.mean(0)
         centred = features - shift
         variance = centred.square().mean(0)
@@ -117,6 +125,12 @@ class FeatureScaling(nn.Module):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`get_extra_state` gave."""
         self.unit_length = state["unit_length"]
+
+
+def _power_of_two(largest: Tensor) -> Tensor:
+    """The power of two at or below a number, one for zero."""
+    exponent = torch.frexp(largest).exponent - 1
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
 
 def _whitening(centred: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:

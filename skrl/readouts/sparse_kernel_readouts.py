@@ -60,7 +60,8 @@ class SparseKernelReadout(Readout):
         localisation: ``hard`` neighbours, or ``continuous``, whose say fades with distance.
         scaling: see :class:`FeatureScaling`; ``auto`` takes the one with the smallest leave-one-out error (whitening
             up to ``MAX_WHITENED`` features).
-        max_supports: samples kept at most, drawn at random (per class in proportion, at least one); None keeps all.
+        max_supports: samples kept at most, drawn at random, per class in proportion and at least one while there is
+            room for all classes; None keeps all.
         learn_supports: make the supports a parameter.
         learn_targets: make their targets a parameter.
         learn_kernel: make lengthscale and ridge parameters.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from skrl import KERNELS, Prediction, SparseKernel, sparse_kernel
+from skrl.checks import check_tensor
 
 INF, NAN = float("inf"), float("nan")
 KERNEL = {"k": 6, "lengthscale": 1.3, "ridge": 0.1}
@@ -404,3 +405,9 @@ def test_chosen_settings_follow_the_units(
     elif spread:
         # Targets are noise, to which many settings fit about equally; rounding may decide among them.
         assert 1e-3 < scaled.lengthscale / (scale * plain.lengthscale) < 1e3
+
+
+def test_what_is_no_tensor_is_refused_by_name() -> None:
+    # Straight at the check: under test the shape checker is quicker to complain.
+    with pytest.raises(TypeError, match=r"queries: got ndarray, but need a torch\.Tensor; wrap"):
+        check_tensor(sets().points.numpy(), "queries")

@@ -97,3 +97,12 @@ def test_unknown_scaling() -> None:
         ValueError, match="scaling is 'unit', but must be one of standard, isotropic, cosine, whitened, none"
     ):
         FeatureScaling.fit(FEATURES, "unit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scaling", ["standard", "isotropic", "cosine", "whitened"])
+@pytest.mark.parametrize("unit", [2.0**80, 2.0**-80])
+def test_the_unit_of_the_features_does_not_matter(scaling: Scaling, unit: float) -> None:
+    features = torch.randn(50, 4)
+    plain = FeatureScaling.fit(features, scaling)(features)
+    scaled = FeatureScaling.fit(unit * features, scaling)(unit * features)
+    torch.testing.assert_close(scaled, plain)
