@@ -20,8 +20,8 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 BASELINE_COLOUR = "#777777"
 COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#4d7c0f", "#4338ca", "#000000")
 SUFFIXES = (".png", ".svg")
-# Text stays text, and the same runs give the same file.
-mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "learning curves"})
+SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "learning curves"}
+"""Text stays text, and the same runs give the same file."""
 
 
 def plot_curves(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
@@ -92,5 +92,6 @@ def save(figure: Figure, stem: Path) -> None:
     figure.tight_layout()
     for suffix in SUFFIXES:
         metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(stem.with_name(stem.name + suffix), dpi=130, metadata=metadata)
+        with mpl.rc_context(SVG_STYLE):
+            figure.savefig(stem.with_name(stem.name + suffix), dpi=130, metadata=metadata)
     plt.close(figure)
