@@ -52,7 +52,7 @@ class SparseKernel(nn.Module):
         targets: values Y, [M, c].
         points: evaluation points z, [B, d].
         kernel: a kernel or its name.
-        k: neighbours per query, or candidates for it.
+        k: neighbours per query, or candidates for it. Not in the state dict, no more than the kernel.
         lengthscale: ℓ, one number or one per dimension, [d].
         ridge: λ.
         localisation: "hard", or "continuous", whose prediction does not jump where the neighbours change.
