@@ -63,6 +63,11 @@ class ReplayView:
         """Slots of the buffer."""
         return self.buffer.buffer_size * self.buffer.n_envs
 
+    @property
+    def size(self) -> int:
+        """Filled slots."""
+        return self.buffer.size() * self.buffer.n_envs
+
     def slots(self) -> Slots:
         """Filled slots from oldest to newest."""
         buffer = self.buffer

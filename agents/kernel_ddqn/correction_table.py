@@ -1,4 +1,4 @@
-"""Neighbours, weights and corrections of every next state in a replay buffer."""
+"""Neighbours and weights, and so corrections, of every next state in a replay buffer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ INITIAL_ROWS = 1024
 class CorrectionTable:
     """Keeps, by replay slot, the raw features of both states and how the kernel reads the next state.
 
-    Neighbours and weights depend on the supports' positions alone, so between two choices of supports renewed residuals
-    cost a gather and no search or solve. The arrays grow with the buffer's fill.
+    Neighbours and weights depend on where the supports lie alone, so between two choices of supports a correction
+    costs a gather and no search or solve. The arrays grow with the fill of the buffer.
 
     Args:
         head: the value head whose memory is read.
@@ -37,7 +37,6 @@ class CorrectionTable:
         self.raw_next = torch.zeros(0, dim, device=device)
         self.indices = torch.zeros(sets, 0, k, dtype=torch.int32, device=device)
         self.weights = torch.zeros(sets, 0, k, device=device)
-        self.corrections = torch.zeros(sets, 0, device=device)
         # No row is known yet, whatever the buffer already holds.
         self._next_row: int | None = None
 
@@ -58,7 +57,7 @@ class CorrectionTable:
 
     @torch.no_grad()
     def localise(self, slots: Slots) -> Float[Tensor, ""]:
-        """Find neighbours and weights of the next states of given slots; corrections stay unknown until read.
+        """Find neighbours and weights of the next states of given slots.
 
         Returns:
             Mean posterior variance over states and actions.
@@ -72,27 +71,21 @@ class CorrectionTable:
         return total / max(1, len(slots) * self.head.memory.sets)
 
     @torch.no_grad()
-    def read_corrections(self) -> None:
-        """Renew the correction of every next state from the head's present targets."""
-        self.corrections = bounded_correction(self.indices, self.weights, self.head.memory.targets.squeeze(-1))
-
-    @torch.no_grad()
     def extend(self) -> None:
         """Serve the next states stored since the last call."""
         slots = self._new_slots()
-        if len(slots) == 0:
-            return
-        self._read_raw(slots)
-        self.localise(slots)
-        rows = torch.from_numpy(slots)
-        residuals = self.head.memory.targets.squeeze(-1)
-        self.corrections[:, rows] = bounded_correction(self.indices[:, rows], self.weights[:, rows], residuals)
+        if len(slots):
+            self._read_raw(slots)
+            self.localise(slots)
 
+    @torch.no_grad()
     def lookup(self, slots: Slots) -> Float[Tensor, "batch actions"]:
-        """Corrections of the next states of given slots, [B, A]; zero for slots never served."""
-        if self.corrections.shape[1] == 0:
-            return torch.zeros(len(slots), self.head.memory.sets, device=self.corrections.device)
-        return self.corrections[:, torch.from_numpy(slots).to(self.corrections.device)].mT
+        """Corrections of the next states of given slots by the present targets, [B, A]; zero for slots never served."""
+        if self.indices.shape[1] == 0:
+            return torch.zeros(len(slots), self.head.memory.sets, device=self.weights.device)
+        rows = torch.from_numpy(slots).to(self.weights.device)
+        residuals = self.head.memory.targets.squeeze(-1)
+        return bounded_correction(self.indices[:, rows], self.weights[:, rows], residuals).mT
 
     def _new_slots(self) -> Slots:
         """Slots filled since the last call, which must come before a whole buffer has gone by."""
@@ -117,7 +110,7 @@ class CorrectionTable:
         rows = min(self.view.capacity, max(rows, 2 * len(self.raw), INITIAL_ROWS))
         for name in ("raw", "raw_next"):
             setattr(self, name, _pad(getattr(self, name), rows, 0))
-        for name in ("indices", "weights", "corrections"):
+        for name in ("indices", "weights"):
             setattr(self, name, _pad(getattr(self, name), rows, 1))
 
 

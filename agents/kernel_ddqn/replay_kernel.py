@@ -23,6 +23,9 @@ from skrl.value_heads import NetworkFreeHead, ResidualHead
 CHUNK = 1024
 """Observations that one forward pass of a refresh holds at once."""
 
+GROWTH = 0.02
+"""Share of the stored transitions that have to be new before supports are chosen again."""
+
 PROBES = 256
 """Support points per action from which lengthscale and leave-one-out error are estimated."""
 
@@ -100,12 +103,16 @@ class ReplayKernel:
     def refresh(self, num_timesteps: int) -> None:
         """Rebuild when ``refresh_interval`` environment steps have passed since the last time, else re-base.
 
+        A rebuild costs time in proportion to the buffer, so it waits until the buffer has grown by ``GROWTH`` as well:
+        in the long run a step costs what it costs at ``refresh_interval`` / ``GROWTH`` transitions.
+
         Args:
             num_timesteps: environment steps so far.
         """
         started = time.perf_counter()
         elapsed = num_timesteps - self.steps_at_rebuild
-        if self.supports is None or elapsed >= self.config.refresh_interval or elapsed < 0:
+        interval = max(self.config.refresh_interval, GROWTH * self.view.size)
+        if self.supports is None or elapsed >= interval or elapsed < 0:
             self.rebuild()
             self.steps_at_rebuild = num_timesteps
         else:
@@ -121,9 +128,9 @@ class ReplayKernel:
         self.feature_map.fit(self.table.raw[torch.from_numpy(slots[usable])])
         chosen, sizes = self._choose(slots[usable])
         features = self.feature_map.standardise(self.table.raw[torch.from_numpy(chosen)])
+        before = self._corrections_before(chosen.reshape(-1))
         self.head.memory.write(features, sizes)
         self.head.lengthscale.copy_(self.config.lengthscale_factor * self._median_distance())
-        before = self.table.corrections
         self.diagnostics.variance_mean = self.table.localise(slots)
         self.supports = self._describe(chosen.reshape(-1), before)
         self.rebase()
@@ -151,7 +158,6 @@ class ReplayKernel:
             corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
         self.supports = supports._replace(next_corrections=corrections)
         self.head.write_targets(residuals.view(memory.mask.shape))
-        self.table.read_corrections()
         self.q_net_target.copy_kernel(self.q_net)
         filled = supports.filled
         changed = (evaluating.argmax(1) != (evaluating + corrections.mT).argmax(1)) & filled
@@ -198,15 +204,17 @@ class ReplayKernel:
         neighbors = head.search(self._probes(), memory.features, head.k, memory.half_norms)
         return leave_one_out_rmse(neighbors, memory.features, memory.targets, head.kernel, head.lengthscale, head.ridge)
 
+    def _corrections_before(self, chosen: Slots) -> Float[Tensor, "actions points"]:
+        """R(s', ·) through the supports of until now, from which a backup starts that no network carries on."""
+        if not self.warm_start:
+            return torch.zeros(self.head.memory.sets, len(chosen), device=self.head.lengthscale.device)
+        return self.table.lookup(self.view.n_step(chosen).last_slots).mT
+
     def _describe(self, chosen: Slots, before: Tensor) -> Supports:
         """Read everything that later backups need, since the buffer may overwrite these slots meanwhile."""
         device = self.head.lengthscale.device
         steps = self.view.n_step(chosen)
         last = torch.from_numpy(steps.last_slots).to(device)
-        width = before.shape[1]
-        known = (
-            before[:, last.clamp(max=width - 1)] * (last < width) if width else before.new_zeros(len(before), len(last))
-        )
         return Supports(
             filled=self.head.memory.mask.reshape(-1),
             observations=self.view.observations(chosen),
@@ -216,7 +224,7 @@ class ReplayKernel:
             next_observations=self.view.next_observations(steps.last_slots),
             indices=self.table.indices[:, last],
             weights=self.table.weights[:, last],
-            next_corrections=known,
+            next_corrections=before,
         )
 
     def _prior_means(self, network: KernelQNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:

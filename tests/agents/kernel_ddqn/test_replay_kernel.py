@@ -268,3 +268,16 @@ def test_kernel_q_reaches_the_values_of_value_iteration() -> None:
     optimal = env.optimal_q(gamma)
     taken = ~env.mdp.terminals
     assert np.abs(learned[taken] - optimal[taken]).max() < 0.01
+
+
+def test_a_large_buffer_is_rebuilt_once_it_has_grown_by_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _trained(300)
+    kernel = _kernel(model)
+    rebuilt_at = kernel.steps_at_rebuild
+    monkeypatch.setattr("agents.kernel_ddqn.replay_kernel.GROWTH", 0.5)
+    size = kernel.view.size
+    assert size >= 300
+    kernel.refresh(rebuilt_at + size // 2 - 1)
+    assert kernel.steps_at_rebuild == rebuilt_at
+    kernel.refresh(rebuilt_at + size // 2 + 1)
+    assert kernel.steps_at_rebuild > rebuilt_at
