@@ -20,11 +20,11 @@ from skrl.checks import (
     check_sets,
     floating,
 )
-from skrl.compiling import compiles, over_rows
+from skrl.compiling import compiles
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import centred_points
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import full_precision, traced
+from skrl.modes import full_precision, traced, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import (
     Localisation,
@@ -35,10 +35,9 @@ from skrl.search.neighbors import (
     local_neighbors,
 )
 from skrl.shapes import Bool, Float, Int, Shaped, Tensor
-from skrl.solve import compiled_solve
 from skrl.solve.fused import fuses
 from skrl.solve.local_solve import LocalSystem, Prediction, factorise
-from skrl.solve.local_weights import compiled_weights, fused_weights
+from skrl.solve.local_weights import compiled_weights, fused_weights, weighted_means
 
 MAX_GATHERED = 1 << 24
 """Entries of the Gram matrices and neighbours that one chunk of queries may hold (64 MiB in float32)."""
@@ -160,7 +159,7 @@ def sparse_kernel(
                 "make it again with make_support"
             )
         read = _read
-        if not _wants_gradient(queries, features, residuals, lengthscale, ridge):
+        if not wants_gradient(queries, features, residuals, lengthscale, ridge):
             if kernel.is_radial and compiles(support.points):
                 read = _read_compiled
             elif fuses(kernel, k, support.points, ridge):
@@ -225,14 +224,10 @@ def _chunks(queries: Tensor, rows: int) -> tuple[Tensor, ...]:
 
 
 def _differentiable_points(features: Tensor, support: Support, lengthscale: Tensor | float) -> Tensor:
-    if not _wants_gradient(features, lengthscale):
+    if not wants_gradient(features, lengthscale):
         return support.points
     # A point that is left out must not meet the gradient, where zero times infinity is no number.
     return support.scaled(torch.where(support.kept.unsqueeze(-1), features, support.centre), lengthscale)
-
-
-def _wants_gradient(*values: Tensor | float) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _read(
@@ -272,15 +267,7 @@ def _read_compiled(
     local = compiled_weights(
         scaled.unsqueeze(0), support.points.unsqueeze(0), found, present, kernel, 1.0, float(ridge), k, localisation
     )
-    weights, targets = local.weights[0].numpy(), residuals.to(scaled.dtype).detach().contiguous().numpy()
-    means, indices = torch.empty(queries.shape[0], targets.shape[1], dtype=scaled.dtype), found.contiguous().numpy()
-    answers = means.numpy()
-    over_rows(
-        lambda start, stop: compiled_solve.mean_rows(indices, weights, targets, start, stop, answers),
-        queries.shape[0],
-        2e-9 * weights.shape[1] * targets.shape[1],
-    )
-    return means, local.variance[0]
+    return weighted_means(found, local.weights[0], residuals.to(scaled.dtype)), local.variance[0]
 
 
 @torch.no_grad()

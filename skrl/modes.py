@@ -1,4 +1,4 @@
-"""Modes of torch that the code around it has switched on: reading the code instead of running it, and autocast."""
+"""Modes of torch that the code around it has switched on: reading it instead of running it, gradients, autocast."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import torch
 def traced() -> bool:
     """Whether nobody may look at values: while torch.compile or torch.export reads the code, and within torch.func."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def wants_gradient(*values: object) -> bool:
+    """Whether a gradient is recorded and any of the values, as far as they are tensors, asks for it."""
+    return torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from skrl.few_queries import FewQueries, ShortWay
 from skrl.functional import PriorMean, local_systems, precise, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import full_precision, traced
+from skrl.modes import full_precision, traced, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
 from skrl.shapes import Float, Shaped, Tensor
@@ -271,9 +271,7 @@ class SparseKernel(nn.Module):
 
     def _answer_few(self, queries: Tensor) -> Prediction | None:
         """Few queries of fixed supports by the shortest way, where it may be taken."""
-        fixed = (
-            not self._parameters and self.prior_mean is None and not (torch.is_grad_enabled() and queries.requires_grad)
-        )
+        fixed = not self._parameters and self.prior_mean is None and not wants_gradient(queries)
         if not fixed or not queries.is_cpu or traced():
             return None
         tensors = [tensor for tensor in self._buffers.values() if tensor is not None]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from agents.common.replay_view import ReplayView, Slots
+from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.policies import KernelQNetwork
@@ -68,7 +68,7 @@ class Diagnostics:
 
 
 class ReplayKernel:
-    """Chooses supports among replayed transitions, and keeps their residuals and R(s', ·) of every stored next state.
+    """Chooses supports among replayed transitions, keeps their residuals, and reads R(s', ·) of stored next states.
 
     ``rebuild`` chooses supports and finds neighbours and weights of every next state; ``rebase`` only renews the
     residuals, by a few Bellman backups through those neighbours. Both must follow the target update: a correction
@@ -128,11 +128,13 @@ class ReplayKernel:
         self.feature_map.fit(self.table.raw[torch.from_numpy(slots[usable])])
         chosen, sizes = self._choose(slots[usable])
         features = self.feature_map.standardise(self.table.raw[torch.from_numpy(chosen)])
-        before = self._corrections_before(chosen.reshape(-1))
+        steps = self.view.n_step(chosen.reshape(-1))
+        # A backup of values that no network carries on starts from those that the supports of until now give.
+        before = self.table.lookup(steps.last_slots).mT
         self.head.memory.write(features, sizes)
         self.head.lengthscale.copy_(self.config.lengthscale_factor * self._median_distance())
         self.diagnostics.variance_mean = self.table.localise(slots)
-        self.supports = self._describe(chosen.reshape(-1), before)
+        self.supports = self._describe(chosen.reshape(-1), steps, before)
         self.rebase()
         if isinstance(self.head, ResidualHead):
             self.diagnostics.leave_one_out_error = self._leave_one_out_error()
@@ -165,7 +167,7 @@ class ReplayKernel:
         self.diagnostics.residual_abs_mean = residuals.abs().sum() / filled.sum()
 
     def extend(self) -> None:
-        """Find neighbours, weights and corrections of the next states stored since the last call."""
+        """Find neighbours and weights of the next states stored since the last call."""
         if self.supports is not None:
             self.table.extend()
 
@@ -204,16 +206,9 @@ class ReplayKernel:
         neighbors = head.search(self._probes(), memory.features, head.k, memory.half_norms)
         return leave_one_out_rmse(neighbors, memory.features, memory.targets, head.kernel, head.lengthscale, head.ridge)
 
-    def _corrections_before(self, chosen: Slots) -> Float[Tensor, "actions points"]:
-        """R(s', ·) through the supports of until now, from which a backup starts that no network carries on."""
-        if not self.warm_start:
-            return torch.zeros(self.head.memory.sets, len(chosen), device=self.head.lengthscale.device)
-        return self.table.lookup(self.view.n_step(chosen).last_slots).mT
-
-    def _describe(self, chosen: Slots, before: Tensor) -> Supports:
+    def _describe(self, chosen: Slots, steps: NStep, before: Tensor) -> Supports:
         """Read everything that later backups need, since the buffer may overwrite these slots meanwhile."""
         device = self.head.lengthscale.device
-        steps = self.view.n_step(chosen)
         last = torch.from_numpy(steps.last_slots).to(device)
         return Supports(
             filled=self.head.memory.mask.reshape(-1),

@@ -133,14 +133,31 @@ def local_neighbors(
     Raises:
         ValueError: the localisation is unknown.
     """
+    wanted = k + (localisation == "continuous")
+    return within_radius(measured_neighbors(index, queries, features, wanted), k, localisation)
+
+
+def within_radius(
+    neighbors: Neighbors, k: int, localisation: Localisation
+) -> tuple[Neighbors, Float[Tensor, "*batch queries"] | None]:
+    """The first k of more neighbours, and the radius of their windows as :func:`local_neighbors` gives it.
+
+    Args:
+        neighbors: nearest first, [*batch, B, ·].
+        k: neighbours per query.
+        localisation: hard needs no radius, continuous does.
+
+    Raises:
+        ValueError: the localisation is unknown.
+    """
     check_localisation(localisation)
+    indices, distances, mask = neighbors
+    first = Neighbors(indices[..., :k], distances[..., :k], mask[..., :k])
     if localisation == "hard":
-        return measured_neighbors(index, queries, features, k), None
-    indices, distances, mask = measured_neighbors(index, queries, features, k + 1)
+        return first, None
     if mask.shape[-1] <= k:
-        return Neighbors(indices, distances, mask), distances.new_full(distances.shape[:-1], float("inf"))
-    radius = torch.where(mask[..., k], distances[..., k], float("inf"))
-    return Neighbors(indices[..., :k], distances[..., :k], mask[..., :k]), radius
+        return first, distances.new_full(distances.shape[:-1], float("inf"))
+    return first, torch.where(mask[..., k], distances[..., k], float("inf"))
 
 
 def gather_points(

@@ -12,7 +12,7 @@ import torch
 
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import Gaussian, InverseMultiquadric, Laplace, Matern32, Matern52
-from skrl.modes import traced
+from skrl.modes import traced, wants_gradient
 from skrl.shapes import Bool, Float, Int, Tensor
 from skrl.solve.local_solve import JITTERS
 
@@ -63,7 +63,7 @@ def fuses(kernel: Kernel, k: int, features: Tensor, *settings: Tensor | float) -
     if features.device.type != DEVICE or not AVAILABLE or traced():
         return False
     tensors = [features, *(setting for setting in settings if isinstance(setting, Tensor))]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if wants_gradient(*tensors):
         return False
     fits = 0 < min(k, features.shape[-2]) <= MAX_NEIGHBORS and features.shape[-1] > 0
     return (

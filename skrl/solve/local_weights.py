@@ -12,6 +12,7 @@ import torch
 
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.algebra import Kernel
+from skrl.modes import wants_gradient
 from skrl.search.exact import ExactIndex, inner_products
 from skrl.search.neighbors import Localisation, NeighborIndex, check_localisation, local_neighbors
 from skrl.shapes import Bool, Float, Int, Tensor
@@ -76,7 +77,7 @@ def ridge_weights(
         return compiled_weights(
             queries, features, found, present, kernel, float(lengthscale), float(ridge), k, localisation
         )
-    if not _wants_gradient(queries) and fused.fuses(kernel, k, features, lengthscale, ridge):
+    if not wants_gradient(queries) and fused.fuses(kernel, k, features, lengthscale, ridge):
         found, present = index.nearest(queries, k + (localisation == "continuous"))
         return fused_weights(queries, features, found, present, kernel, lengthscale, ridge, k, localisation)
     neighbors, radius = local_neighbors(index, queries, features, k, localisation)
@@ -118,8 +119,26 @@ def _tensors(*values: Tensor | float) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _wants_gradient(values: Tensor) -> bool:
-    return torch.is_grad_enabled() and values.requires_grad
+def weighted_means(
+    indices: Int[Tensor, "queries found"],
+    weights: Float[Tensor, "queries neighbors"],
+    targets: Float[Tensor, "points targets"],
+) -> Float[Tensor, "queries targets"]:
+    """Weighted sums of the neighbours' targets by the compiled loops, [B, c].
+
+    Args:
+        indices: neighbours, at least as many as there are weights, [B, ·].
+        weights: of the first k of them, on a CPU, [B, k].
+        targets: of every support, in the precision of the weights, [M, c].
+    """
+    means = weights.new_empty(weights.shape[0], targets.shape[1])
+    slots, shares, values = (tensor.detach().contiguous().numpy() for tensor in (indices, weights, targets))
+    over_rows(
+        lambda start, stop: compiled_solve.mean_rows(slots, shares, values, start, stop, means.numpy()),
+        weights.shape[0],
+        2e-9 * weights.shape[1] * targets.shape[1],
+    )
+    return means
 
 
 def fused_weights(

@@ -24,7 +24,14 @@ import torch
 from skrl.functional import make_support, precise
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
-from skrl.search.neighbors import Localisation, NeighborIndex, Neighbors, NeighborSearch, gather_points
+from skrl.search.neighbors import (
+    Localisation,
+    NeighborIndex,
+    Neighbors,
+    NeighborSearch,
+    gather_points,
+    within_radius,
+)
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_solve import Prediction, factorise
 
@@ -71,25 +78,6 @@ def nearest_others(
         indices, mask = found.gather(1, columns), present.gather(1, columns)
     distances = cross_distances(queries, gather_points(points, indices))
     return Neighbors(indices, torch.where(mask, distances, 0.0), mask)
-
-
-def local_others(
-    neighbors: Neighbors, k: int, localisation: Localisation
-) -> tuple[Neighbors, Float[Tensor, " probes"] | None]:
-    """The first k of the neighbours, and where localisation is continuous the distance to the one after them, [P].
-
-    Raises:
-        ValueError: the localisation is unknown.
-    """
-    if localisation not in get_args(Localisation):
-        raise ValueError(f"localisation is '{localisation}', but must be one of {', '.join(get_args(Localisation))}")
-    indices, distances, mask = neighbors
-    radius = None
-    if localisation == "continuous":
-        radius = distances.new_full(distances.shape[:1], math.inf)
-        if mask.shape[1] > k:
-            radius = torch.where(mask[:, k], distances[:, k], math.inf)
-    return Neighbors(indices[:, :k], distances[:, :k], mask[:, :k]), radius
 
 
 def predict_probes(
@@ -196,7 +184,7 @@ def leave_one_out_loss(
         rows = probe_rows(len(features), probes, features.device)
         points = support.scaled(features, lengthscale)
         others = nearest_others(support.index, points, rows, k + (localisation == "continuous"))
-        neighbors, radius = local_others(others, k, localisation)
+        neighbors, radius = within_radius(others, k, localisation)
         standardised = (residuals / column_scales(residuals)).to(points.dtype)
         prediction = predict_probes(neighbors, points, standardised, kernel, 1.0, ridge, radius)
         losses = probe_losses(prediction, standardised[rows], ridge, kernel.prior_variance, objective)

@@ -13,11 +13,12 @@ import torch
 
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.algebra import Kernel
-from skrl.search.neighbors import Localisation, NeighborIndex, Neighbors
+from skrl.search.neighbors import Localisation, NeighborIndex, Neighbors, within_radius
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve import compiled_solve
 from skrl.solve.local_solve import JITTERS, Prediction, window_roots
-from skrl.tuning.leave_one_out import local_others, nearest_others, predict_probes, probe_rows
+from skrl.solve.local_weights import weighted_means
+from skrl.tuning.leave_one_out import nearest_others, predict_probes, probe_rows
 
 MAX_VALUES = 1 << 17
 """Distances at which a kernel is evaluated at once: what its formula keeps in between stays in a cache."""
@@ -83,7 +84,7 @@ class Probes:
         """
         k = min(k, self.neighbors.mask.shape[1])
         if not self._compiles:
-            neighbors, radius = local_others(self.neighbors, k, self.localisation)
+            neighbors, radius = within_radius(self.neighbors, k, self.localisation)
             for ridge in ridges:
                 yield predict_probes(neighbors, self.points, self.residuals, self.kernel, lengthscale, ridge, radius)
             return
@@ -98,7 +99,7 @@ class Probes:
             every, width = self._every_distance(), self.neighbors.mask.shape[1]
             # Pairs stand row by row, so those of the first k neighbours come first.
             distances = np.concatenate([every[:, :k], every[:, width : width + k * (k - 1) // 2]], axis=1)
-            neighbors, radius = local_others(self.neighbors, k, self.localisation)
+            neighbors, radius = within_radius(self.neighbors, k, self.localisation)
             windows = neighbors.distances[:, :0] if radius is None else window_roots(neighbors.distances, radius)
             self._measured[k] = distances, windows.numpy()
         return self._measured[k]
@@ -120,10 +121,9 @@ class Probes:
         return self._all_distances
 
     def _solve(self, values: Array, windows: Array, k: int, ridge: float) -> Prediction:
-        probes, residuals, prior = len(values), self.residuals.numpy(), self.kernel.prior_variance
-        indices, mask = self.neighbors.indices.numpy(), self.neighbors.mask.numpy()
+        probes, mask, prior = len(values), self.neighbors.mask.numpy(), self.kernel.prior_variance
         weights, variance = np.empty((probes, k), values.dtype), np.empty(probes, values.dtype)
-        means, jitters = np.empty((probes, residuals.shape[1]), values.dtype), np.array(JITTERS, values.dtype)
+        jitters: Array = np.array(JITTERS, values.dtype)
         jittered, failed = np.empty((2, probes), np.bool_)
         arrays = weights, variance, jittered, failed
 
@@ -133,12 +133,8 @@ class Probes:
             compiled_solve.solve_rows(values[part], windows[part], mask[part], prior, ridge, jitters, *answers)
 
         over_rows(solve, probes, 3e-11 * k**3 + 3e-9 * k * k)
-        over_rows(
-            lambda start, stop: compiled_solve.mean_rows(indices, weights, residuals, start, stop, means),
-            probes,
-            2e-9 * k * residuals.shape[1],
-        )
-        return Prediction(torch.from_numpy(means), torch.from_numpy(variance))
+        means = weighted_means(self.neighbors.indices, torch.from_numpy(weights), self.residuals)
+        return Prediction(means, torch.from_numpy(variance))
 
 
 def _kernel_values(kernel: Kernel, distances: Array, lengthscale: float) -> Array:
