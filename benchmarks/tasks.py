@@ -19,7 +19,7 @@ class Task(NamedTuple):
         return (mean_return - self.random_return) / (self.threshold - self.random_return)
 
 
-BUDGETS = {"CartPole-v1": 10_000, "Acrobot-v1": 15_000, "MountainCar-v0": 30_000, "LunarLander-v3": 20_000}
+BUDGETS = {"CartPole-v1": 10_000, "Acrobot-v1": 10_000, "MountainCar-v0": 15_000, "LunarLander-v3": 20_000}
 """Environment steps, as `configs/` has them."""
 
 TASKS = {

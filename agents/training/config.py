@@ -152,6 +152,12 @@ class DoubleDQNConfig(TrainConfig):
     huber_threshold: NonNegativeReal = 4.0
     """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
 
+    normalize_inputs: bool = True
+    """Standardise observations that are vectors of real numbers before the network reads them."""
+
+    layer_norm: bool = True
+    """Normalise the network's hidden layers before their activations."""
+
 
 @dataclass(frozen=True)
 class QuantileConfig(DeepQConfig):

@@ -92,7 +92,7 @@ def test_budgets_and_overrides_have_their_order() -> None:
     }
     assert {(config.gamma, config.n_eval_episodes, config.threads) for config in configs.values()} == {(0.9, 3, 1)}
     (usual,) = Grid(agents=("ddqn",), envs=("Acrobot-v1",), seeds=1).cells()
-    assert usual.config().total_timesteps == 15_000
+    assert usual.config().total_timesteps == 10_000
 
 
 @pytest.mark.parametrize(
