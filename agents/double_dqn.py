@@ -6,7 +6,7 @@ import io
 import math
 import pathlib
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +15,13 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional
 from typing_extensions import Self
 
 from agents.common.atomic_save import atomic_write
-from agents.common.input_statistics import InputStatistics
 from agents.common.nonfinite import NonFiniteGuard, Observation
-from agents.common.normalized_network import (
-    NormalizedCnnPolicy,
-    NormalizedDQNPolicy,
-    NormalizedMultiInputPolicy,
-)
 from agents.common.targets import double_q_target
 from skrl.shapes import Float, Tensor
 
@@ -61,27 +54,20 @@ class DoubleDQN(DQN):
 
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
     argument of :class:`stable_baselines3.DQN` and honours n-step returns. Beyond the target it differs from SB3's DQN
-    in five ways: the network normalises its inputs and layers, see
-    :class:`~agents.common.normalized_network.NormalizedDQNPolicy`; the loss follows the scale of the rewards, see
-    ``huber_threshold``; exploration draws from its own seeded generator, independently for every environment; an
-    update whose loss or gradient is not finite is skipped, counted, and after many in a row ends the run with
-    :class:`~agents.common.nonfinite.NonFiniteError`; and ``save`` never leaves a half-written file.
+    in four ways: the loss can follow the scale of the rewards, see ``huber_threshold``; exploration draws from its own
+    seeded generator, independently for every environment; an update whose loss or gradient is not finite is skipped,
+    counted, and after many in a row ends the run with :class:`~agents.common.nonfinite.NonFiniteError`; and ``save``
+    never leaves a half-written file.
 
     Args:
         policy: as for SB3's DQN.
         env: environment with discrete actions, or its id.
         *args: as for SB3's DQN.
         huber_threshold: where the Huber loss turns from quadratic to linear, in running means of the absolute TD error.
-            A fixed threshold of 1, as SB3's (taken for 0), makes a regression of large values one towards their median,
-            whose gradient says nothing about how far off they are.
+            0 is SB3's fixed threshold of 1, which makes a regression of large values one towards their median, whose
+            gradient says nothing about how far off they are.
         **kwargs: as for SB3's DQN.
     """
-
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": NormalizedDQNPolicy,
-        "CnnPolicy": NormalizedCnnPolicy,
-        "MultiInputPolicy": NormalizedMultiInputPolicy,
-    }
 
     nonfinite_guard: NonFiniteGuard
     rng: np.random.Generator
@@ -91,14 +77,13 @@ class DoubleDQN(DQN):
         policy: str | type[DQNPolicy],
         env: GymEnv | str | None,
         *args: Any,
-        huber_threshold: float = 4.0,
+        huber_threshold: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if not 0.0 <= huber_threshold < float("inf"):
-            raise ValueError(f"huber_threshold is {huber_threshold}, but must be a number from 0 on; 4 is the default")
+            raise ValueError(f"huber_threshold is {huber_threshold}, but must be a number from 0 on; 0 is SB3's loss")
         self.huber_threshold = huber_threshold
         self.td_error_scale: float | None = None
-        self.input_statistics = InputStatistics()
         env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None
         if env is not None:
             _check_action_space(type(self).__name__, env.action_space)
@@ -120,8 +105,6 @@ class DoubleDQN(DQN):
         Raises:
             NonFiniteError: too many updates in a row had a loss that is not finite.
         """
-        assert self.replay_buffer is not None
-        self.input_statistics.renew(self.policy, self.replay_buffer, self._vec_normalize_env)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         statistics: dict[str, list[Tensor]] = {}

@@ -6,7 +6,6 @@ import numpy as np
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.common.input_statistics import InputStatistics
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
@@ -15,7 +14,7 @@ from skrl.value_heads import NetworkFreeHead
 
 
 class KernelRefreshCallback(BaseCallback):
-    """Renews value head and input statistics of a :class:`KernelDQNPolicy` inside ``stable_baselines3.DQN``.
+    """Refreshes the value head of a :class:`KernelDQNPolicy` inside ``stable_baselines3.DQN``.
 
     ``DQN(KernelDQNPolicy, env, target_update_interval=100).learn(10_000, callback=KernelRefreshCallback())``. The
     refresh follows the target updates of every rollout and precedes its gradient steps; SB3's own target interval of
@@ -39,7 +38,6 @@ class KernelRefreshCallback(BaseCallback):
         assert model.replay_buffer is not None
         view = ReplayView(model.replay_buffer, model.n_steps, model.gamma, model._vec_normalize_env)
         rng = np.random.default_rng(model.seed)
-        self.input_statistics = InputStatistics()
         self.kernel = ReplayKernel(policy.q_net, policy.q_net_target, view, rng, hard_updates=model.tau == 1.0)
         self._updates_seen = self._target_updates()
 
@@ -48,13 +46,9 @@ class KernelRefreshCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         # The rollout's target updates lie behind and its gradient steps ahead, so a copied network is still equal.
-        model, updates = self.model, self._target_updates()
-        if model.num_timesteps <= model.learning_starts:
-            return
-        assert model.replay_buffer is not None
-        self.input_statistics.renew(model.policy, model.replay_buffer, model._vec_normalize_env)
-        if updates > self._updates_seen:
-            self.kernel.refresh(model.num_timesteps)
+        updates = self._target_updates()
+        if updates > self._updates_seen and self.model.num_timesteps > self.model.learning_starts:
+            self.kernel.refresh(self.model.num_timesteps)
             self._updates_seen = updates
 
     def _target_updates(self) -> int:

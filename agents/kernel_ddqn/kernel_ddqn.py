@@ -34,8 +34,9 @@ DEFAULTS: dict[str, Any] = {
     "n_steps": 3,
     "target_update_interval": 100,
     "exploration_fraction": 0.12,
+    "huber_threshold": 4.0,
 }
-"""Settings in place of SB3's, which are for millions of steps of Atari."""
+"""Settings in place of those of :class:`DoubleDQN`; SB3's are for millions of steps of Atari."""
 
 
 class KernelDDQN(DoubleDQN):

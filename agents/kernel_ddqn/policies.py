@@ -9,15 +9,15 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
-from agents.common.normalized_network import NormalizedDQNPolicy, NormalizedQNetwork
 from agents.kernel_ddqn.features import ObservationFeatures
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import HEADS, NetworkFreeHead
 
 
-class KernelQNetwork(NormalizedQNetwork):
+class KernelQNetwork(QNetwork):
     """A Q-network m with a value head: Q(s, ·) = m(s) + R(s, ·).
 
     In training mode (SB3 enters it for the gradient steps) the head is off, as dropout is in evaluation mode: the
@@ -26,7 +26,7 @@ class KernelQNetwork(NormalizedQNetwork):
 
     Args:
         kernel: settings of the head.
-        **kwargs: everything :class:`~agents.common.normalized_network.NormalizedQNetwork` takes.
+        **kwargs: everything :class:`stable_baselines3.dqn.policies.QNetwork` takes.
     """
 
     def __init__(self, *, kernel: KernelConfig, **kwargs: Any) -> None:
@@ -70,19 +70,18 @@ class KernelQNetwork(NormalizedQNetwork):
         return {**super()._get_constructor_parameters(), "kernel": self.kernel}
 
 
-class KernelDQNPolicy(NormalizedDQNPolicy):
-    """A deep Q-network policy with a kernel value head in the online and the target network.
+class KernelDQNPolicy(DQNPolicy):
+    """SB3's :class:`DQNPolicy` with a kernel value head in the online and the target network.
 
     Works with SB3's own ``DQN`` too: add :class:`~agents.kernel_ddqn.callback.KernelRefreshCallback`, which keeps the
-    memory fresh. Without it the memory stays empty, inputs stay as they are, and with ``layer_norm=False`` the policy
-    behaves exactly as ``DQNPolicy``.
+    memory fresh. Without it the memory stays empty and the policy behaves exactly as ``DQNPolicy``.
 
     Args:
         observation_space: vector, image or dict space.
         action_space: discrete.
         lr_schedule: learning rate over the remaining progress.
         kernel: settings of the head, as a :class:`KernelConfig` or a mapping of some of its fields.
-        **kwargs: everything :class:`~agents.common.normalized_network.NormalizedDQNPolicy` takes.
+        **kwargs: everything ``DQNPolicy`` takes.
     """
 
     q_net: KernelQNetwork
@@ -105,7 +104,7 @@ class KernelDQNPolicy(NormalizedDQNPolicy):
     def make_q_net(self) -> KernelQNetwork:
         """One network with its head."""
         arguments = self._update_features_extractor(self.net_args, features_extractor=None)
-        return KernelQNetwork(kernel=self.kernel, **self.normalization, **arguments).to(self.device)
+        return KernelQNetwork(kernel=self.kernel, **arguments).to(self.device)
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         """Greedy actions, [B]; by optimistic values when exploring."""

@@ -149,14 +149,8 @@ class TrainConfig(DeepQConfig):
 class DoubleDQNConfig(TrainConfig):
     """Settings of Double DQN."""
 
-    huber_threshold: NonNegativeReal = 4.0
+    huber_threshold: NonNegativeReal = 0.0
     """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
-
-    normalize_inputs: bool = True
-    """Standardise observations that are vectors of real numbers before the network reads them."""
-
-    layer_norm: bool = True
-    """Normalise the network's hidden layers before their activations."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +199,9 @@ class PPOConfig(NetworkConfig):
 @dataclass(frozen=True)
 class KernelTrainConfig(DoubleDQNConfig):
     """Settings of a deep Q-network with a kernel beside it."""
+
+    huber_threshold: NonNegativeReal = 4.0
+    """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
 
     kernel: KernelConfig = field(default_factory=KernelConfig)
     """What the value head remembers, how it predicts, and how often it is refreshed."""

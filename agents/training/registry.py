@@ -32,7 +32,7 @@ from agents.training.config import (
 )
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
-OF_THE_NETWORK = {"policy", "net_arch", "n_quantiles", "normalize_inputs", "layer_norm"}
+OF_THE_NETWORK = {"policy", "net_arch", "n_quantiles"}
 SCHEDULED = ("learning_rate", "clip_range")
 
 
@@ -146,8 +146,6 @@ def build_model(config: RunConfig, env: VecEnv) -> BaseAlgorithm:
         arguments["policy_kwargs"] = {"net_arch": list(config.net_arch)}
     if isinstance(config, QuantileConfig):
         arguments["policy_kwargs"]["n_quantiles"] = config.n_quantiles
-    if isinstance(config, DoubleDQNConfig):
-        arguments["policy_kwargs"] |= {"normalize_inputs": config.normalize_inputs, "layer_norm": config.layer_norm}
     build: Callable[..., BaseAlgorithm] = spec.algorithm
     return build(env=env, seed=config.seed, device=config.device, verbose=config.verbose, **arguments)
 

@@ -190,5 +190,5 @@ def test_a_bad_update_leaves_the_size_of_errors_alone(tmp_path) -> None:
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_threshold_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"huber_threshold is .* 4 is the default"):
+    with pytest.raises(ValueError, match=r"huber_threshold is .* 0 is SB3's loss"):
         DoubleDQN("MlpPolicy", "CartPole-v1", huber_threshold=value, **SETTINGS)

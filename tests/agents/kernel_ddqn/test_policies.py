@@ -27,14 +27,14 @@ SETTINGS = {
 KERNEL = {"capacity": 100, "k": 4, "refresh_interval": 60}
 
 
-def _with_kernel(*, layer_norm: bool = True, **settings) -> DQN:
-    policy_kwargs = {"net_arch": [16], "kernel": KERNEL, "layer_norm": layer_norm}
+def _with_kernel(**settings) -> DQN:
+    policy_kwargs = {"net_arch": [16], "kernel": KERNEL}
     return DQN(KernelDQNPolicy, "CartPole-v1", **{**SETTINGS, "policy_kwargs": policy_kwargs, **settings})
 
 
 def test_with_an_empty_memory_sb3s_dqn_learns_exactly_as_with_its_own_policy() -> None:
     plain = DQN(DQNPolicy, "CartPole-v1", **SETTINGS).learn(300)
-    kernel = _with_kernel(layer_norm=False).learn(300)
+    kernel = _with_kernel().learn(300)
     theirs = dict(plain.policy.named_parameters())
     for name, parameter in kernel.policy.named_parameters():
         assert torch.equal(parameter, theirs[name]), name

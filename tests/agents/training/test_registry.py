@@ -100,8 +100,6 @@ def test_model_honours_every_setting(agent: str) -> None:
         words += ["--net-arch", "16", "--batch-size", "8", "--tau", "0.5"]
         words += ["--gradient-steps", "2", "--learning-rate", "1e-3"]
         words += ["--n-quantiles", "5"] if agent == "qrdqn" else ["--max-grad-norm", "2"]
-    normalized = issubclass(AGENTS[agent].config, DoubleDQNConfig)
-    words += ["--no-layer-norm", "--no-normalize-inputs"] if normalized else []
     config = resolve(split_flags(words))
     model: Any = build_model(config, vec_env(VECTOR))
     assert type(model) is AGENTS[agent].algorithm
@@ -112,8 +110,6 @@ def test_model_honours_every_setting(agent: str) -> None:
         assert getattr(model, name) == getattr(config, name), name
     assert model.train_freq.frequency == 3
     assert model.seed == 5
-    if normalized:
-        assert model.policy.normalization == {"normalize_inputs": False, "layer_norm": False}
     if gradients:
         network = model.quantile_net if agent == "qrdqn" else model.q_net
         outputs = 2 * 5 if agent == "qrdqn" else 2
