@@ -88,6 +88,7 @@ class DoubleDQN(DQN):
         if env is not None:
             _check_action_space(type(self).__name__, env.action_space)
         self.nonfinite_guard = NonFiniteGuard()
+        kwargs["policy_kwargs"] = _with_fused_adam(kwargs.get("policy_kwargs") or {})
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]  # load() passes no environment
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -257,6 +258,13 @@ class DoubleDQN(DQN):
         assert self.env is not None
         specs = self.env.get_attr("spec", indices=0) if self.env.has_attr("spec") else [None]
         return specs[0].id if specs[0] is not None else type(self.env).__name__
+
+
+def _with_fused_adam(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a policy whose Adam steps through all parameters in one call; another optimizer is left alone."""
+    if policy_kwargs.get("optimizer_class", torch.optim.Adam) is not torch.optim.Adam:
+        return policy_kwargs
+    return {**policy_kwargs, "optimizer_kwargs": {"fused": True, **(policy_kwargs.get("optimizer_kwargs") or {})}}
 
 
 def _check_action_space(algorithm: str, space: spaces.Space[Any]) -> None:

@@ -134,6 +134,17 @@ def test_one_update_is_huber_regression_on_the_double_q_target() -> None:
     assert torch.allclose(model._update(batch)["loss"], huber)
 
 
+def test_adam_is_fused_unless_another_optimizer_is_asked_for() -> None:
+    def optimizer(**policy_kwargs) -> torch.optim.Optimizer:
+        model = DoubleDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "policy_kwargs": policy_kwargs})
+        return model.policy.optimizer
+
+    assert optimizer().defaults["fused"]
+    assert optimizer(optimizer_kwargs={"eps": 0.1}).defaults["eps"] == 0.1
+    assert not optimizer(optimizer_kwargs={"fused": False}).defaults["fused"]
+    assert isinstance(optimizer(optimizer_class=torch.optim.RMSprop), torch.optim.RMSprop)
+
+
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch) -> None:
     model = DoubleDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
     model.save(tmp_path / "model.zip")
