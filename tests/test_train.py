@@ -95,8 +95,8 @@ def test_saved_settings_repeat_the_run(tmp_path: Path) -> None:
     one, two = weights(first / "model.zip"), weights(second / "model.zip")
     assert all(torch.equal(one[name], two[name]) for name in one)
     settings = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
-    assert [values.pop("run_dir") for values in settings] == [str(first), str(second)]
     assert settings[0] == settings[1]
+    assert settings[0]["run_dir"] is None  # the folder may be moved
 
 
 @pytest.mark.parametrize("agent", ["dqn", "qrdqn", "ppo", "kernel_ddqn"])

@@ -137,7 +137,8 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
     torch.set_num_threads(config.threads)
     model = build_model(config, env)
     folder.clear()
-    write_text(folder.config, dump_config(config))
+    # A folder of runs may be moved and shared, so its files do not say where it lay.
+    write_text(folder.config, dump_config(replace(config, run_dir=None)))
     evaluation, learn_seconds = _learn(config, model, eval_env, folder, report)
     atomic_write(folder.model("final"), model.save)
     final = evaluate_greedily(model, eval_env, config.n_final_eval_episodes, config.seed + FINAL_SEED_OFFSET)
