@@ -135,6 +135,10 @@ class ValueHead(nn.Module, ABC):
         bounds = self.read(local) + (bonus * self.amplitude) * local.variance.sqrt()
         return self.base_values(prior_mean) + bounds.mT.to(prior_mean.dtype)
 
+    def deviation(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:
+        """Posterior standard deviations amplitude · σ of the corrections, [B, A]; zero before the first targets."""
+        return (self.amplitude * self.localise(queries).variance.sqrt()).mT
+
     def forward(
         self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]
     ) -> Float[Tensor, "queries actions"]:
@@ -174,8 +178,8 @@ class AveragingHead(ValueHead):
             raise ValueError(f"kernel is {self.kernel}, but an averaging head needs a radial one, such as matern32")
         if self.localisation != "hard":
             raise ValueError(
-                f"localisation is '{self.localisation}', but its windows act through a ridge solve, which an averaging head "
-                "has not; take 'hard' or a ResidualHead"
+                f"localisation is '{self.localisation}', but its windows act through a ridge solve, which an averaging "
+                "head lacks; take 'hard' or a ResidualHead"
             )
 
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:

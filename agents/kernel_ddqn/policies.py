@@ -41,6 +41,7 @@ class KernelQNetwork(QNetwork):
             k=kernel.k,
             kernel=kernel.kernel,
             ridge=kernel.ridge,
+            localisation=kernel.localisation,
         )
 
     def prior_mean(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:

@@ -80,7 +80,7 @@ def test_continuous_localisation_frees_the_correction_of_jumps() -> None:
 def test_localisation_is_known_and_belongs_to_a_solve() -> None:
     with pytest.raises(ValueError, match="localisation is 'soft', but must be one of hard, continuous"):
         ResidualHead(2, 5, 3, localisation="soft")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"localisation is 'continuous', but .* averaging head has not; take 'hard'"):
+    with pytest.raises(ValueError, match=r"localisation is 'continuous', but .* averaging head lacks; take 'hard'"):
         AveragingHead(2, 5, 3, localisation="continuous")
 
 
