@@ -10,6 +10,7 @@ from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal, 
 
 WITHOUT_MEANING = {
     "averaging": ("the averaging head solves nothing", ("ridge", "localisation", "lengthscale_rule")),
+    "network_free": ("the network-free head has no network beside it", ("features",)),
 }
 """What a head lacks, and the settings that it therefore cannot honour."""
 
@@ -67,8 +68,11 @@ class KernelConfig:
     exploration_bonus: NonNegativeReal = 1.0
     """Posterior standard deviations added to the values when exploring; 0 leaves exploration to ε alone."""
 
+    features: Literal["observation", "penultimate", "both"] = "observation"
+    """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
+
     projection_dim: Count = 64
-    """Observations with more entries than this are mapped to this many by a fixed random projection."""
+    """Observations or layers with more entries are mapped to this many by a fixed random projection."""
 
     def __post_init__(self) -> None:
         """Coerce every field to its type and reject what is out of range."""

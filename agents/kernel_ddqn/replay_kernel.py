@@ -120,6 +120,7 @@ class ReplayKernel:
     @torch.no_grad()
     def rebuild(self) -> None:
         """Choose supports, standardise features, find neighbours and weights of every next state, then re-base."""
+        self.feature_map.freeze(self.q_net_target.trunk())
         slots, usable = self.table.read_features()
         if not usable.any():
             return
