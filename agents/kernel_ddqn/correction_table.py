@@ -72,12 +72,11 @@ class CorrectionTable:
         return total / max(1, len(slots) * self.head.memory.sets)
 
     @torch.no_grad()
-    def extend(self) -> None:
-        """Serve the next states stored since the last call."""
+    def read_new(self) -> Slots:
+        """Read the raw features of transitions stored since the last call, and return their slots."""
         slots = self._new_slots()
-        if len(slots):
-            self._read_raw(slots)
-            self.localise(slots)
+        self._read_raw(slots)
+        return slots
 
     @torch.no_grad()
     def lookup(self, slots: Slots) -> Float[Tensor, "batch actions"]:

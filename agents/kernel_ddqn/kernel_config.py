@@ -10,7 +10,7 @@ from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal, 
 
 WITHOUT_MEANING = {
     "averaging": ("the averaging head solves nothing", ("ridge", "localisation", "lengthscale_rule")),
-    "network_free": ("the network-free head has no network beside it", ("features",)),
+    "network_free": ("the network-free head has no network beside it", ("applies_to", "features")),
 }
 """What a head lacks, and the settings that it therefore cannot honour."""
 
@@ -25,6 +25,9 @@ class KernelConfig:
 
     head: Literal["residual", "averaging", "network_free"] = "residual"
     """Weights of the neighbours: `residual` (ridge solve), `averaging` (no solve), `network_free` (no network)."""
+
+    applies_to: Literal["both", "targets", "acting"] = "both"
+    """Where the correction is added: `targets` of minibatches, `acting` and evaluation, or `both`."""
 
     k: Count = 16
     """Nearest support points that answer a query, per action."""

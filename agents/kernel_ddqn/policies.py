@@ -30,15 +30,16 @@ class KernelQNetwork(QNetwork):
 
     Args:
         kernel: settings of the head.
+        corrects: false leaves R out of the values in evaluation mode too; the exploration bonus stays.
         **kwargs: everything :class:`stable_baselines3.dqn.policies.QNetwork` takes.
 
     Raises:
         ConfigError: the features are those of the last hidden layer, and there is none.
     """
 
-    def __init__(self, *, kernel: KernelConfig, **kwargs: Any) -> None:
+    def __init__(self, *, kernel: KernelConfig, corrects: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.kernel = kernel
+        self.kernel, self.corrects = kernel, corrects
         actions = int(self.action_space.n)
         self.feature_map = self._make_feature_map()
         self.head = HEADS[kernel.head](
@@ -65,11 +66,16 @@ class KernelQNetwork(QNetwork):
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Action values, [B, A]: the network's in training mode, the corrected ones in evaluation mode."""
         q_values = self.prior_mean(obs)
-        return q_values if self.training else cast(Tensor, self.head(self.feature_map(obs), q_values))
+        if self.training or not self.corrects:
+            return q_values
+        return cast(Tensor, self.head(self.feature_map(obs), q_values))
 
     def optimistic(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Action values plus the exploration bonus, which is large for actions unlike all remembered ones, [B, A]."""
-        return self.head.optimistic(self.feature_map(obs), self.prior_mean(obs), self.kernel.exploration_bonus)
+        features, q_values, bonus = self.feature_map(obs), self.prior_mean(obs), self.kernel.exploration_bonus
+        if self.corrects:
+            return self.head.optimistic(features, q_values, bonus)
+        return q_values + (bonus * self.head.deviation(features)).to(q_values.dtype)
 
     @torch.no_grad()
     def copy_kernel(self, other: KernelQNetwork) -> None:
@@ -79,7 +85,7 @@ class KernelQNetwork(QNetwork):
                 buffer.copy_(source)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "kernel": self.kernel}
+        return {**super()._get_constructor_parameters(), "kernel": self.kernel, "corrects": self.corrects}
 
     def _make_feature_map(self) -> FeatureMap:
         kernel, observation, penultimate = self.kernel, None, None
@@ -127,6 +133,9 @@ class KernelDQNPolicy(DQNPolicy):
         # Set first: the parent's constructor builds the networks.
         self.kernel = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        # The online network acts, the target network gives the targets of SB3's own DQN.
+        self.q_net.corrects = self.kernel.applies_to != "targets"
+        self.q_net_target.corrects = self.kernel.applies_to != "acting"
         self.set_training_mode(False)
 
     def make_q_net(self) -> KernelQNetwork:

@@ -92,6 +92,7 @@ class ReplayKernel:
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.warm_start = isinstance(self.head, NetworkFreeHead)
+        self.corrects_targets = self.config.applies_to != "acting"
         self.supports: Supports | None = None
         self.steps_at_rebuild = 0
         self.table = CorrectionTable(self.head, self.feature_map, view)
@@ -132,7 +133,10 @@ class ReplayKernel:
         before = self.table.lookup(steps.last_slots).mT
         self.head.memory.write(features, sizes)
         self.lengthscale.apply()
-        self.diagnostics.variance_mean = self.table.localise(slots)
+        # The sweeps need those next states alone to which supports lead.
+        self.diagnostics.variance_mean = self.table.localise(
+            slots if self.corrects_targets else np.unique(steps.last_slots)
+        )
         self.supports = self._describe(chosen.reshape(-1), steps, before)
         self.rebase()
         if isinstance(self.head, ResidualHead):
@@ -166,12 +170,20 @@ class ReplayKernel:
         self.diagnostics.residual_abs_mean = residuals.abs().sum() / filled.sum()
 
     def extend(self) -> None:
-        """Find neighbours and weights of the next states stored since the last call."""
-        if self.supports is not None:
-            self.table.extend()
+        """Read the transitions stored since the last call; find neighbours and weights where targets are corrected."""
+        if self.supports is None:
+            return
+        slots = self.table.read_new()
+        if self.corrects_targets and len(slots):
+            self.table.localise(slots)
 
     def next_corrections(self, slots: Slots) -> Float[Tensor, "batch actions"]:
-        """R(s', ·) of the states in which given transitions ended, [B, A]; zero before the first rebuild."""
+        """What targets add to the network's values of the states in which given transitions ended, [B, A].
+
+        R(s', ·); zero before the first rebuild, and where the correction is for acting alone.
+        """
+        if not self.corrects_targets:
+            return torch.zeros(len(slots), self.head.memory.sets, device=self.head.lengthscale.device)
         return self.table.lookup(slots)
 
     def _choose(self, slots: Slots) -> tuple[Slots, Tensor]:

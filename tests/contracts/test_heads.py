@@ -200,6 +200,7 @@ def test_optimism_grows_with_the_deviation(head: ValueHead) -> None:
     queries, prior = torch.randn(7, DIM), torch.zeros(7, ACTIONS)
     bonus = head.optimistic(queries, prior, 2.0) - head(queries, prior)
     deviation = head.localise(queries).variance.sqrt().mT
+    torch.testing.assert_close(head.deviation(queries), head.amplitude * deviation)
     torch.testing.assert_close(bonus, 2.0 * head.amplitude * deviation, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(bonus[:, 3], (2.0 * head.amplitude).expand(7))
     assert (bonus[:, 0] < bonus[:, 3]).all()
