@@ -18,7 +18,7 @@ from skrl.kernels.formulas import make_kernel
 from skrl.memory.support_memory import SupportMemory
 from skrl.modes import full_precision, traced
 from skrl.search.exact import ExactSearch
-from skrl.search.neighbors import NeighborSearch
+from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_solve import averaging_weights
 from skrl.solve.local_weights import LocalWeights, bounded_correction, ridge_weights
@@ -35,9 +35,10 @@ class ValueHead(nn.Module, ABC):
         kernel: a kernel or its name.
         ridge: λ.
         search: how neighbours are found; exact by default.
+        localisation: hard, or continuous, which frees the correction of jumps where neighbours change.
 
     Raises:
-        ValueError: a size is below 1, or ridge is not a number from 0 on.
+        ValueError: a size is below 1, ridge is not a number from 0 on, or the localisation is unknown.
     """
 
     lengthscale: Tensor
@@ -55,13 +56,15 @@ class ValueHead(nn.Module, ABC):
         kernel: str | Kernel = "matern32",
         ridge: float = 1.0,
         search: NeighborSearch | None = None,
+        localisation: Localisation = "hard",
     ) -> None:
         super().__init__()
         check_neighbors(k, capacity)
         check_ridge(ridge)
+        check_localisation(localisation)
         self.memory = SupportMemory(actions, capacity, feature_dim)
         self.kernel, self.k, self.ridge = make_kernel(kernel, feature_dim), min(k, capacity), ridge
-        self.search = search or ExactSearch()
+        self.search, self.localisation = search or ExactSearch(), localisation
         self.register_buffer("lengthscale", torch.ones(()))
         self.register_buffer("amplitude", torch.zeros(()))
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.long), persistent=False)
@@ -132,6 +135,10 @@ class ValueHead(nn.Module, ABC):
         bounds = self.read(local) + (bonus * self.amplitude) * local.variance.sqrt()
         return self.base_values(prior_mean) + bounds.mT.to(prior_mean.dtype)
 
+    def deviation(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:
+        """Posterior standard deviations amplitude · σ of the corrections, [B, A]; zero before the first targets."""
+        return (self.amplitude * self.localise(queries).variance.sqrt()).mT
+
     def forward(
         self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]
     ) -> Float[Tensor, "queries actions"]:
@@ -151,7 +158,9 @@ class ResidualHead(ValueHead):
         """Ridge weights from one Cholesky factor per query and action."""
         memory = self.memory
         index = self.search.index(memory.features, memory.half_norms)
-        return ridge_weights(queries, memory.features, index, self.kernel, self.lengthscale, self.ridge, self.k)
+        return ridge_weights(
+            queries, memory.features, index, self.kernel, self.lengthscale, self.ridge, self.k, self.localisation
+        )
 
 
 class AveragingHead(ValueHead):
@@ -160,13 +169,18 @@ class AveragingHead(ValueHead):
     A. Pritzel et al., *Neural Episodic Control*, 2017, equation 2, with residuals in place of values.
 
     Raises:
-        ValueError: the kernel is not a function of the distance.
+        ValueError: the kernel is not a function of the distance, or localisation is not hard.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.kernel.is_radial:
             raise ValueError(f"kernel is {self.kernel}, but an averaging head needs a radial one, such as matern32")
+        if self.localisation != "hard":
+            raise ValueError(
+                f"localisation is '{self.localisation}', but its windows act through a ridge solve, which an averaging "
+                "head lacks; take 'hard' or a ResidualHead"
+            )
 
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Kernel values over their sum; the variance is that given the most similar neighbour alone, without noise."""

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from agents.common.replay_view import ReplayView, Slots
-from agents.kernel_ddqn.features import ObservationFeatures
+from agents.kernel_ddqn.feature_map import FeatureMap
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_weights import bounded_correction
 from skrl.value_heads import ValueHead
@@ -30,7 +30,7 @@ class CorrectionTable:
         view: the replay buffer.
     """
 
-    def __init__(self, head: ValueHead, feature_map: ObservationFeatures, view: ReplayView) -> None:
+    def __init__(self, head: ValueHead, feature_map: FeatureMap, view: ReplayView) -> None:
         self.head, self.feature_map, self.view = head, feature_map, view
         device, dim, sets, k = head.lengthscale.device, feature_map.dim, head.memory.sets, head.k
         self.raw = torch.zeros(0, dim, device=device)
@@ -48,8 +48,9 @@ class CorrectionTable:
             All filled slots, oldest first, and which of them have finite features and n-step rewards.
         """
         slots = self.view.slots()
-        # Running normalisation statistics change what an old observation reads as.
-        self._read_raw(slots if self.view.vec_normalize is not None else self._new_slots())
+        # Running normalisation statistics change what an old observation reads as, and so does a network that learned.
+        new = slots if self.view.vec_normalize is not None else self._new_slots()
+        self._read_raw(slots if self.feature_map.is_learned else new)
         steps = self.view.n_step(slots)
         begun, ended = self.raw[torch.from_numpy(slots)], self.raw_next[torch.from_numpy(steps.last_slots)]
         finite = begun.isfinite().all(1) & ended.isfinite().all(1)
@@ -71,12 +72,11 @@ class CorrectionTable:
         return total / max(1, len(slots) * self.head.memory.sets)
 
     @torch.no_grad()
-    def extend(self) -> None:
-        """Serve the next states stored since the last call."""
+    def read_new(self) -> Slots:
+        """Read the raw features of transitions stored since the last call, and return their slots."""
         slots = self._new_slots()
-        if len(slots):
-            self._read_raw(slots)
-            self.localise(slots)
+        self._read_raw(slots)
+        return slots
 
     @torch.no_grad()
     def lookup(self, slots: Slots) -> Float[Tensor, "batch actions"]:

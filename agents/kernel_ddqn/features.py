@@ -1,4 +1,4 @@
-"""Fixed features of an observation, in which a value head measures distances."""
+"""Fixed features of an observation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import nn
 from skrl.shapes import Float, Tensor
 
 PROJECTION_SEED = 0
-MIN_SCALE = 1e-6
 
 
 class ObservationFeatures(nn.Module):
-    """Flatten, project when wide, standardise.
+    """Flatten, project when wide.
 
     The features do not depend on learned weights, so that neighbours of replayed states stay valid while the network
     learns. Wide observations (images) go through a fixed Gaussian random projection, which keeps distances up to a
@@ -30,8 +29,6 @@ class ObservationFeatures(nn.Module):
         normalize_images: divide image channels by 255, as the network does.
     """
 
-    mean: Tensor
-    scale: Tensor
     projection: Tensor | None
 
     def __init__(
@@ -40,18 +37,12 @@ class ObservationFeatures(nn.Module):
         super().__init__()
         self.observation_space, self.normalize_images = observation_space, normalize_images
         width = get_flattened_obs_dim(observation_space)
-        projection = None
-        if width > projection_dim:
-            generator = torch.Generator().manual_seed(PROJECTION_SEED)
-            projection = torch.randn(width, projection_dim, generator=generator) / projection_dim**0.5
         self.dim = min(width, projection_dim)
         # Regenerated from its seed, so it need not be in every checkpoint.
-        self.register_buffer("projection", projection, persistent=False)
-        self.register_buffer("mean", torch.zeros(self.dim))
-        self.register_buffer("scale", torch.ones(self.dim))
+        self.register_buffer("projection", random_projection(width, projection_dim), persistent=False)
 
     def raw(self, observations: PyTorchObs) -> Float[Tensor, "batch dim"]:
-        """Flattened and projected observations before standardisation, [B, d]."""
+        """Flattened and projected observations, [B, d]."""
         prepared = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
         # The order of the space, not of the caller's dict, decides which column is which.
         keys = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else ()
@@ -59,17 +50,11 @@ class ObservationFeatures(nn.Module):
         flat = torch.cat([part.flatten(1).float() for part in parts], dim=1)
         return flat if self.projection is None else flat @ self.projection
 
-    def standardise(self, raw: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """Features from raw ones, by the statistics of the last :meth:`fit`, [B, d]."""
-        return (raw - self.mean) / self.scale
 
-    def forward(self, observations: PyTorchObs) -> Float[Tensor, "batch dim"]:
-        """Features of a batch of observations, [B, d]."""
-        return self.standardise(self.raw(observations))
-
-    @torch.no_grad()
-    def fit(self, raw: Float[Tensor, "batch dim"]) -> None:
-        """Take mean and standard deviation from raw features; an entry that never varies keeps scale 1."""
-        deviation = raw.std(0, correction=0)
-        self.mean.copy_(raw.mean(0))
-        self.scale.copy_(torch.where(deviation > MIN_SCALE, deviation, 1.0))
+def random_projection(width: int, projection_dim: int) -> Float[Tensor, "width projection_dim"] | None:
+    """A fixed Gaussian map of ``width`` numbers to ``projection_dim``, [w, d]; none where they are no more."""
+    if width <= projection_dim:
+        return None
+    generator = torch.Generator().manual_seed(PROJECTION_SEED)
+    projection: Tensor = torch.randn(width, projection_dim, generator=generator) / projection_dim**0.5
+    return projection

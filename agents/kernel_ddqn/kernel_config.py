@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal, Positive, coerce_mapping
 
+WITHOUT_MEANING = {
+    "averaging": ("the averaging head solves nothing", ("ridge", "localisation", "lengthscale_rule")),
+    "network_free": ("the network-free head has no network beside it", ("applies_to", "features")),
+}
+"""What a head lacks, and the settings that it therefore cannot honour."""
+
 
 @dataclass(frozen=True)
 class KernelConfig:
@@ -19,6 +25,9 @@ class KernelConfig:
 
     head: Literal["residual", "averaging", "network_free"] = "residual"
     """Weights of the neighbours: `residual` (ridge solve), `averaging` (no solve), `network_free` (no network)."""
+
+    applies_to: Literal["both", "targets", "acting"] = "both"
+    """Where the correction is added: `targets` of minibatches, `acting` and evaluation, or `both`."""
 
     k: Count = 16
     """Nearest support points that answer a query, per action."""
@@ -41,8 +50,14 @@ class KernelConfig:
     ridge: Positive = 1.0
     """Tikhonov term on the diagonal of the local Gram matrix (a normalised kernel has ones there)."""
 
+    localisation: Literal["hard", "continuous"] = "hard"
+    """How a neighbour's say ends when another takes its place: `hard` (at once), `continuous` (after fading)."""
+
     lengthscale_factor: Positive = 1.0
     """Lengthscale in units of the median distance from a support point to its k-th neighbour."""
+
+    lengthscale_rule: Literal["neighbors", "leave_one_out"] = "neighbors"
+    """`neighbors`: that length; `leave_one_out`: ½, 1, 2 or 4 times it, whichever erred least at the last rebuild."""
 
     sweeps: Count = 5
     """Bellman backups through the cached neighbours at every refresh."""
@@ -56,15 +71,20 @@ class KernelConfig:
     exploration_bonus: NonNegativeReal = 1.0
     """Posterior standard deviations added to the values when exploring; 0 leaves exploration to ε alone."""
 
+    features: Literal["observation", "penultimate", "both"] = "observation"
+    """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
+
     projection_dim: Count = 64
-    """Observations with more entries than this are mapped to this many by a fixed random projection."""
+    """Observations or layers with more entries are mapped to this many by a fixed random projection."""
 
     def __post_init__(self) -> None:
         """Coerce every field to its type and reject what is out of range."""
         for name, value in coerce_mapping(type(self), vars(self), prefix="kernel.").items():
             object.__setattr__(self, name, value)
-        if self.head == "averaging" and self.ridge != type(self).ridge:
-            raise ConfigError(f"kernel.ridge is {self.ridge}, but the averaging head solves nothing; leave ridge out")
+        reason, names = WITHOUT_MEANING.get(self.head, ("", ()))
+        for name in names:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"kernel.{name} is {getattr(self, name)}, but {reason}; leave {name} out")
         if self.head == "averaging" and self.kernel == "polynomial":
             raise ConfigError("kernel.kernel is polynomial, but the averaging head weighs by distance; take another")
 

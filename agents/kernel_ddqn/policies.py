@@ -10,9 +10,13 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+from torch import nn
 
+from agents.common.schema import ConfigError
+from agents.kernel_ddqn.feature_map import FeatureMap
 from agents.kernel_ddqn.features import ObservationFeatures
 from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ddqn.penultimate_features import PenultimateFeatures
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import HEADS, NetworkFreeHead
 
@@ -26,14 +30,18 @@ class KernelQNetwork(QNetwork):
 
     Args:
         kernel: settings of the head.
+        corrects: false leaves R out of the values in evaluation mode too; the exploration bonus stays.
         **kwargs: everything :class:`stable_baselines3.dqn.policies.QNetwork` takes.
+
+    Raises:
+        ConfigError: the features are those of the last hidden layer, and there is none.
     """
 
-    def __init__(self, *, kernel: KernelConfig, **kwargs: Any) -> None:
+    def __init__(self, *, kernel: KernelConfig, corrects: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.kernel = kernel
+        self.kernel, self.corrects = kernel, corrects
         actions = int(self.action_space.n)
-        self.feature_map = ObservationFeatures(self.observation_space, kernel.projection_dim, self.normalize_images)
+        self.feature_map = self._make_feature_map()
         self.head = HEADS[kernel.head](
             actions,
             max(1, kernel.capacity // actions),
@@ -41,7 +49,12 @@ class KernelQNetwork(QNetwork):
             k=kernel.k,
             kernel=kernel.kernel,
             ridge=kernel.ridge,
+            localisation=kernel.localisation,
         )
+
+    def trunk(self) -> nn.Sequential:
+        """The network up to its last hidden layer, made of the network's own modules."""
+        return nn.Sequential(self.features_extractor, *list(self.q_net)[:-1])
 
     def prior_mean(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Action values m(s) of the network alone, [B, A]; zero when the head stands without a network."""
@@ -53,21 +66,42 @@ class KernelQNetwork(QNetwork):
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Action values, [B, A]: the network's in training mode, the corrected ones in evaluation mode."""
         q_values = self.prior_mean(obs)
-        return q_values if self.training else cast(Tensor, self.head(self.feature_map(obs), q_values))
+        if self.training or not self.corrects:
+            return q_values
+        return cast(Tensor, self.head(self.feature_map(obs), q_values))
 
     def optimistic(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Action values plus the exploration bonus, which is large for actions unlike all remembered ones, [B, A]."""
-        return self.head.optimistic(self.feature_map(obs), self.prior_mean(obs), self.kernel.exploration_bonus)
+        features, q_values, bonus = self.feature_map(obs), self.prior_mean(obs), self.kernel.exploration_bonus
+        if self.corrects:
+            return self.head.optimistic(features, q_values, bonus)
+        return q_values + (bonus * self.head.deviation(features)).to(q_values.dtype)
 
     @torch.no_grad()
     def copy_kernel(self, other: KernelQNetwork) -> None:
-        """Take over the other network's supports and feature statistics; SB3's target update copies neither."""
+        """Take over the other network's supports and features; SB3's target update copies neither."""
         for mine, theirs in ((self.head, other.head), (self.feature_map, other.feature_map)):
             for buffer, source in zip(mine.buffers(), theirs.buffers(), strict=True):
                 buffer.copy_(source)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "kernel": self.kernel}
+        return {**super()._get_constructor_parameters(), "kernel": self.kernel, "corrects": self.corrects}
+
+    def _make_feature_map(self) -> FeatureMap:
+        kernel, observation, penultimate = self.kernel, None, None
+        if kernel.features != "penultimate":
+            observation = ObservationFeatures(self.observation_space, kernel.projection_dim, self.normalize_images)
+        if kernel.features != "observation":
+            trunk, width = self.trunk(), self.net_arch[-1] if self.net_arch else self.features_dim
+            if next(trunk.parameters(), None) is None:
+                raise ConfigError(
+                    f"kernel.features is {kernel.features}, but the network has no hidden layer; "
+                    "give net_arch at least one, or leave features out"
+                )
+            penultimate = PenultimateFeatures(
+                self.observation_space, trunk, width, kernel.projection_dim, self.normalize_images
+            )
+        return FeatureMap(observation, penultimate)
 
 
 class KernelDQNPolicy(DQNPolicy):
@@ -99,6 +133,9 @@ class KernelDQNPolicy(DQNPolicy):
         # Set first: the parent's constructor builds the networks.
         self.kernel = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        # The online network acts, the target network gives the targets of SB3's own DQN.
+        self.q_net.corrects = self.kernel.applies_to != "targets"
+        self.q_net_target.corrects = self.kernel.applies_to != "acting"
         self.set_training_mode(False)
 
     def make_q_net(self) -> KernelQNetwork:

@@ -13,11 +13,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
+from agents.kernel_ddqn.lengthscale import LengthscaleRule
 from agents.kernel_ddqn.policies import KernelQNetwork
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_weights import bounded_correction
-from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
 from skrl.value_heads import NetworkFreeHead, ResidualHead
 
 CHUNK = 1024
@@ -25,9 +25,6 @@ CHUNK = 1024
 
 GROWTH = 0.02
 """Share of the stored transitions that have to be new before supports are chosen again."""
-
-PROBES = 256
-"""Support points per action from which lengthscale and leave-one-out error are estimated."""
 
 
 class Supports(NamedTuple):
@@ -93,7 +90,9 @@ class ReplayKernel:
         self.q_net, self.q_net_target, self.view, self.hard_updates = q_net, q_net_target, view, hard_updates
         self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.warm_start = isinstance(self.head, NetworkFreeHead)
+        self.corrects_targets = self.config.applies_to != "acting"
         self.supports: Supports | None = None
         self.steps_at_rebuild = 0
         self.table = CorrectionTable(self.head, self.feature_map, view)
@@ -122,6 +121,7 @@ class ReplayKernel:
     @torch.no_grad()
     def rebuild(self) -> None:
         """Choose supports, standardise features, find neighbours and weights of every next state, then re-base."""
+        self.feature_map.freeze(self.q_net_target.trunk())
         slots, usable = self.table.read_features()
         if not usable.any():
             return
@@ -132,12 +132,15 @@ class ReplayKernel:
         # A backup of values that no network carries on starts from those that the supports of until now give.
         before = self.table.lookup(steps.last_slots).mT
         self.head.memory.write(features, sizes)
-        self.head.lengthscale.copy_(self.config.lengthscale_factor * self._median_distance())
-        self.diagnostics.variance_mean = self.table.localise(slots)
+        self.lengthscale.apply()
+        # The sweeps need those next states alone to which supports lead.
+        self.diagnostics.variance_mean = self.table.localise(
+            slots if self.corrects_targets else np.unique(steps.last_slots)
+        )
         self.supports = self._describe(chosen.reshape(-1), steps, before)
         self.rebase()
         if isinstance(self.head, ResidualHead):
-            self.diagnostics.leave_one_out_error = self._leave_one_out_error()
+            self.diagnostics.leave_one_out_error = self.lengthscale.judge()
 
     @torch.no_grad()
     def rebase(self) -> None:
@@ -167,12 +170,20 @@ class ReplayKernel:
         self.diagnostics.residual_abs_mean = residuals.abs().sum() / filled.sum()
 
     def extend(self) -> None:
-        """Find neighbours and weights of the next states stored since the last call."""
-        if self.supports is not None:
-            self.table.extend()
+        """Read the transitions stored since the last call; find neighbours and weights where targets are corrected."""
+        if self.supports is None:
+            return
+        slots = self.table.read_new()
+        if self.corrects_targets and len(slots):
+            self.table.localise(slots)
 
     def next_corrections(self, slots: Slots) -> Float[Tensor, "batch actions"]:
-        """R(s', ·) of the states in which given transitions ended, [B, A]; zero before the first rebuild."""
+        """What targets add to the network's values of the states in which given transitions ended, [B, A].
+
+        R(s', ·); zero before the first rebuild, and where the correction is for acting alone.
+        """
+        if not self.corrects_targets:
+            return torch.zeros(len(slots), self.head.memory.sets, device=self.head.lengthscale.device)
         return self.table.lookup(slots)
 
     def _choose(self, slots: Slots) -> tuple[Slots, Tensor]:
@@ -187,24 +198,6 @@ class ReplayKernel:
             chosen[action, : len(picked)] = picked.numpy()
             sizes[action] = len(picked)
         return chosen, sizes
-
-    def _probes(self) -> Tensor:
-        """Support features at random, per action, [A, P, d]; of an empty set its zero padding."""
-        memory = self.head.memory
-        uniform = torch.rand(memory.sets, PROBES, generator=self.generator).to(memory.sizes.device)
-        positions = (uniform * memory.sizes.unsqueeze(1)).long()
-        return memory.features.gather(1, positions.unsqueeze(-1).expand(-1, -1, memory.features.shape[-1]))
-
-    def _median_distance(self) -> Tensor:
-        memory = self.head.memory
-        # One more neighbour than k, since every probe finds itself.
-        neighbors = self.head.search(self._probes(), memory.features, self.head.k + 1, memory.half_norms)
-        return median_neighbor_distance(neighbors)
-
-    def _leave_one_out_error(self) -> Tensor:
-        memory, head = self.head.memory, self.head
-        neighbors = head.search(self._probes(), memory.features, head.k, memory.half_norms)
-        return leave_one_out_rmse(neighbors, memory.features, memory.targets, head.kernel, head.lengthscale, head.ridge)
 
     def _describe(self, chosen: Slots, steps: NStep, before: Tensor) -> Supports:
         """Read everything that later backups need, since the buffer may overwrite these slots meanwhile."""

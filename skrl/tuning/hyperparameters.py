@@ -206,6 +206,7 @@ def leave_one_out_rmse(
     kernel: Kernel,
     lengthscale: Float[Tensor, ""] | float,
     ridge: Float[Tensor, ""] | float,
+    radius: Float[Tensor, "*queries"] | None = None,
 ) -> Float[Tensor, ""]:
     """Root mean square of the closed-form leave-one-out errors over a batch of local systems.
 
@@ -216,11 +217,12 @@ def leave_one_out_rmse(
         kernel: a radial kernel.
         lengthscale: ℓ.
         ridge: λ.
+        radius: where the windows of continuous localisation end, [*batch, B]; localisation is hard when left out.
 
     Returns:
         A scalar in the units of the targets, differentiable in ℓ and λ.
     """
-    system = factorise(neighbors, features, kernel, lengthscale, ridge)
+    system = factorise(neighbors, features, kernel, lengthscale, ridge, radius)
     errors = system.leave_one_out(gather_points(residuals, neighbors.indices).to(system.factor.dtype))
     count = system.mask.sum().clamp(min=1) * errors.shape[-1]
     return (errors.square().sum() / count).sqrt()

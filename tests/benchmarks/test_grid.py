@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ from grid_variants import Variant, read_variants
 from grid_workers import run_here
 
 from agents.common.schema import ConfigError
+from agents.kernel_ddqn import KernelConfig
+from agents.training.config import KernelQConfig, KernelTrainConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -71,6 +73,10 @@ def test_the_ablation_file_is_a_grid() -> None:
     assert len({(cell.variant.label, cell.env) for cell in cells}) == len(cells)
     configs = [replace(cell.config(), run_dir=None) for cell in cells if cell.env == "CartPole-v1"]
     assert all(one != other for one, other in itertools.combinations(configs, 2))
+    kernels = [config.kernel for config in configs if isinstance(config, KernelTrainConfig | KernelQConfig)]
+    settings = fields(KernelConfig)
+    varied = {setting.name for setting in settings for one in kernels if getattr(one, setting.name) != setting.default}
+    assert varied == {setting.name for setting in settings} - {"kernel", "projection_dim"}
 
 
 def test_budgets_and_overrides_have_their_order() -> None:

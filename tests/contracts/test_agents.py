@@ -34,6 +34,8 @@ SMALL: dict[str, Any] = {
 }
 KERNEL: dict[str, Any] = {"capacity": 100, "k": 4, "refresh_interval": 60, "projection_dim": 16}
 
+ABLATED = {"features": "both", "localisation": "continuous", "lengthscale_rule": "leave_one_out"}
+
 ROLLOUTS: dict[str, Any] = {
     "n_steps": 20,
     "batch_size": 20,
@@ -56,12 +58,12 @@ def _ppo(normalize: bool) -> Factory:
     return make
 
 
-def _kernel(cls: type[KernelDDQN], head: str) -> Factory:
+def _kernel(cls: type[KernelDDQN], head: str, **own: Any) -> Factory:
     def make(policy: str, env: Any, **kwargs: Any) -> KernelDDQN:
         settings = {**SMALL, **kwargs}
         if cls is KernelQ:
             settings = {name: value for name, value in settings.items() if name not in GRADIENT_SETTINGS}
-        return cls(policy, env, kernel={**KERNEL, "head": head}, **settings)
+        return cls(policy, env, kernel={**KERNEL, "head": head, **own}, **settings)
 
     return make
 
@@ -74,6 +76,7 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "ddqn_1step": (DoubleDQN, _off_policy(DoubleDQN)),
     "ddqn": (DoubleDQN, _off_policy(DoubleDQN, n_steps=3)),
     "kernel_ddqn": (KernelDDQN, _kernel(KernelDDQN, "residual")),
+    "kernel_ddqn_ablated": (KernelDDQN, _kernel(KernelDDQN, "residual", **ABLATED)),
     "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
 }
@@ -190,13 +193,14 @@ def test_learns_from_several_environments_with_callbacks_and_schedules(agent) ->
     assert cls is KernelQ or model.policy.optimizer.param_groups[0]["lr"] < 1e-3
 
 
+@pytest.mark.parametrize("name", ["kernel_ddqn", "kernel_ddqn_ablated"])
 @pytest.mark.parametrize(("policy", "env_class"), [("CnnPolicy", PictureEnv), ("MultiInputPolicy", DictEnv)])
-def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(policy, env_class, tmp_path) -> None:
+def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(name, policy, env_class, tmp_path) -> None:
     if policy == "MultiInputPolicy":
         settings = {"policy_kwargs": {"net_arch": [16]}}
     else:
         settings = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}}
-    model = AGENTS["kernel_ddqn"][1](policy, env_class(), seed=0, n_steps=3, **settings).learn(150)
+    model = AGENTS[name][1](policy, env_class(), seed=0, n_steps=3, **settings).learn(150)
     assert model.replay_kernel.supports is not None
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     model.save(tmp_path / "model.zip")

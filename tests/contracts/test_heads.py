@@ -1,16 +1,29 @@
-"""The laws of every value head. A new head in ``HEADS`` inherits them."""
+"""The laws of every value head, with either localisation where it has a solve; ``HEADS`` inherit them."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from skrl import compiling
-from skrl.value_heads import HEADS, NetworkFreeHead, ValueHead
+from skrl.value_heads import HEADS, NetworkFreeHead, ResidualHead, ValueHead
+
+Kind = Callable[..., ValueHead]
+
+KINDS: dict[str, Kind] = {
+    **HEADS,
+    **{
+        f"{name}-continuous": partial(head, localisation="continuous")
+        for name, head in HEADS.items()
+        if issubclass(head, ResidualHead)
+    },
+}
 
 ACTIONS, CAPACITY, DIM, K = 4, 24, 3, 6
 SIZES = [24, 10, 2, 0]
@@ -24,19 +37,19 @@ def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(compiling, "AVAILABLE", False)
 
 
-@pytest.fixture(params=HEADS)
-def kind(request: pytest.FixtureRequest) -> type[ValueHead]:
-    return HEADS[request.param]
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return KINDS[request.param]
 
 
 @pytest.fixture
-def head(kind: type[ValueHead]) -> ValueHead:
+def head(kind: Kind) -> ValueHead:
     made = new_head(kind)
     fill(made)
     return made
 
 
-def new_head(kind: type[ValueHead], k: int = K) -> ValueHead:
+def new_head(kind: Kind, k: int = K) -> ValueHead:
     return kind(ACTIONS, CAPACITY, DIM, k=k, ridge=0.3)
 
 
@@ -59,7 +72,7 @@ def test_shape_and_dtype_of_the_answer(head: ValueHead) -> None:
     assert head(torch.zeros(0, DIM), torch.zeros(0, ACTIONS)).shape == (0, ACTIONS)
 
 
-def test_empty_memory_gives_exactly_the_prior(kind: type[ValueHead]) -> None:
+def test_empty_memory_gives_exactly_the_prior(kind: Kind) -> None:
     head, prior = new_head(kind), torch.randn(7, ACTIONS)
     assert torch.equal(head(torch.randn(7, DIM), prior), prior_part(head, prior))
     assert (head.localise(torch.randn(7, DIM)).variance == 1.0).all()
@@ -147,7 +160,7 @@ def test_only_filled_slots_are_read(head: ValueHead) -> None:
 
 
 @pytest.mark.parametrize("k", [1, CAPACITY, 1000])
-def test_any_k_is_served(kind: type[ValueHead], k: int) -> None:
+def test_any_k_is_served(kind: Kind, k: int) -> None:
     head = new_head(kind, k)
     fill(head)
     local = head.localise(torch.randn(5, DIM))
@@ -174,7 +187,7 @@ def test_head_writes_residuals_and_their_amplitude(head: ValueHead) -> None:
     assert head.amplitude.item() == 5.0
 
 
-def test_amplitude_of_an_empty_memory_is_zero(kind: type[ValueHead]) -> None:
+def test_amplitude_of_an_empty_memory_is_zero(kind: Kind) -> None:
     head = new_head(kind)
     head.write_targets(torch.ones(ACTIONS, CAPACITY))
     assert head.amplitude.item() == 0.0
@@ -187,6 +200,7 @@ def test_optimism_grows_with_the_deviation(head: ValueHead) -> None:
     queries, prior = torch.randn(7, DIM), torch.zeros(7, ACTIONS)
     bonus = head.optimistic(queries, prior, 2.0) - head(queries, prior)
     deviation = head.localise(queries).variance.sqrt().mT
+    torch.testing.assert_close(head.deviation(queries), head.amplitude * deviation)
     torch.testing.assert_close(bonus, 2.0 * head.amplitude * deviation, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(bonus[:, 3], (2.0 * head.amplitude).expand(7))
     assert (bonus[:, 0] < bonus[:, 3]).all()
@@ -223,7 +237,7 @@ def test_queries_of_any_precision(head: ValueHead, dtype: torch.dtype) -> None:
     assert torch.equal(head(queries, prior), head(queries.float(), prior))
 
 
-def test_duplicates_and_constant_features_are_finite(kind: type[ValueHead]) -> None:
+def test_duplicates_and_constant_features_are_finite(kind: Kind) -> None:
     for ridge in (0.0, 1e-6, 1.0):
         head = kind(ACTIONS, CAPACITY, DIM, k=K, ridge=ridge)
         head.memory.write(torch.ones(ACTIONS, CAPACITY, DIM), torch.tensor(SIZES), torch.randn(ACTIONS, CAPACITY, 1))
@@ -232,7 +246,7 @@ def test_duplicates_and_constant_features_are_finite(kind: type[ValueHead]) -> N
         assert (correction.abs() <= head.memory.targets.abs().amax((1, 2))).all()
 
 
-def test_gradient_in_the_queries(kind: type[ValueHead]) -> None:
+def test_gradient_in_the_queries(kind: Kind) -> None:
     head = new_head(kind).double()
     fill(head)
     queries = torch.randn(4, DIM, dtype=torch.float64, requires_grad=True)
@@ -263,15 +277,15 @@ def test_predicts_without_gradients(head: ValueHead, mode: type[torch.no_grad] |
 
 
 @pytest.mark.parametrize("before", [[0, 0, 0, 0], [24, 24, 24, 24], [1, 2, 3, 4]])
-def test_state_round_trip_to_the_last_bit(head: ValueHead, before: list[int]) -> None:
+def test_state_round_trip_to_the_last_bit(kind: Kind, head: ValueHead, before: list[int]) -> None:
     queries, prior = torch.randn(7, DIM), torch.randn(7, ACTIONS)
-    other = new_head(type(head))
+    other = new_head(kind)
     fill(other, before)
     other.lengthscale.fill_(0.2)
     other.load_state_dict(head.state_dict())
     assert torch.equal(other(queries, prior), head(queries, prior))
     assert torch.equal(other.localise(queries).variance, head.localise(queries).variance)
-    empty = new_head(type(head))
+    empty = new_head(kind)
     other.load_state_dict(empty.state_dict())
     assert torch.equal(other(queries, prior), prior_part(head, prior))
 

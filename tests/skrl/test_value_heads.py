@@ -8,6 +8,7 @@ from torch import Tensor
 
 from skrl import KERNELS, AveragingHead, NetworkFreeHead, ResidualHead, sparse_kernel
 from skrl.kernels import Kernel, Laplace
+from skrl.search.neighbors import LOCALISATIONS, Localisation
 from skrl.value_heads import ValueHead
 
 
@@ -29,16 +30,19 @@ def at(*points: float) -> Tensor:
     return torch.tensor(points, dtype=torch.float64).unsqueeze(1)
 
 
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_residual_head_equals_a_sparse_kernel_per_action(kernel: str) -> None:
-    head = ResidualHead(3, 30, 2, k=6, kernel=kernel, ridge=0.3).double()
+def test_residual_head_equals_a_sparse_kernel_per_action(kernel: str, localisation: Localisation) -> None:
+    head = ResidualHead(3, 30, 2, k=6, kernel=kernel, ridge=0.3, localisation=localisation).double()
     fill(head, [30, 9, 4])
     head.lengthscale.fill_(0.8)
     queries = torch.randn(11, 2, dtype=torch.float64)
     local = head.localise(queries)
     for action, size in enumerate([30, 9, 4]):
         features, targets = head.memory.features[action, :size], head.memory.targets[action, :size]
-        expected = sparse_kernel(queries, features, targets, kernel=kernel, lengthscale=0.8, ridge=0.3, k=6)
+        expected = sparse_kernel(
+            queries, features, targets, kernel=kernel, lengthscale=0.8, ridge=0.3, k=6, localisation=localisation
+        )
         raw = (local.weights * head.memory.targets[action, local.indices[action], 0]).sum(-1)[action]
         torch.testing.assert_close(raw, expected.mean[:, 0], rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(local.variance[action], expected.variance, rtol=1e-9, atol=1e-10)
@@ -59,6 +63,25 @@ def test_residual_head_by_hand() -> None:
 def test_residual_head_without_ridge_interpolates() -> None:
     head = line_head(ResidualHead, [0.0, 1.0, 2.5], [3.0, -1.0, 4.0])
     torch.testing.assert_close(head.correction(at(0.0, 1.0, 2.5)).flatten(), head.memory.targets.flatten())
+
+
+def test_continuous_localisation_frees_the_correction_of_jumps() -> None:
+    """A walk past the middle of two supports, where one neighbour takes the other's place."""
+    hard, continuous = (
+        line_head(ResidualHead, [0.0, 1.0], [3.0, -1.0], k=1, ridge=0.5, localisation=localisation)
+        for localisation in ("hard", "continuous")
+    )
+    beside = at(0.5 - 1e-9, 0.5 + 1e-9)
+    assert hard.correction(beside).diff(dim=0).abs() > 1.0
+    assert continuous.correction(beside).diff(dim=0).abs() < 1e-6
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_localisation_is_known_and_belongs_to_a_solve() -> None:
+    with pytest.raises(ValueError, match="localisation is 'soft', but must be one of hard, continuous"):
+        ResidualHead(2, 5, 3, localisation="soft")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"localisation is 'continuous', but .* averaging head lacks; take 'hard'"):
+        AveragingHead(2, 5, 3, localisation="continuous")
 
 
 def test_lengthscale_scales_the_distances() -> None:

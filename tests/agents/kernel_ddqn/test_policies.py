@@ -93,7 +93,7 @@ def test_a_buffer_that_makes_up_transitions_is_refused_at_once() -> None:
 
 def test_the_order_of_a_dict_observation_does_not_matter() -> None:
     space = spaces.Dict({"b": spaces.Box(-1, 1, (2,)), "a": spaces.Discrete(3)})
-    features = ObservationFeatures(space, projection_dim=64)
+    features = ObservationFeatures(space, projection_dim=64).raw
     first = {"a": torch.tensor([1]), "b": torch.tensor([[0.1, 0.2]])}
     second = {"b": first["b"], "a": first["a"]}
     assert torch.equal(features(first), features(second))
@@ -146,8 +146,8 @@ def test_policy_save_and_load_keep_settings_and_memory(tmp_path) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"'kernel.lengthscale'; did you mean 'kernel.lengthscale_factor'"):
-        KernelDDQN("MlpPolicy", "CartPole-v1", kernel={"lengthscale": 2.0})
+    with pytest.raises(ValueError, match=r"'kernel.lengthscale_fact'; did you mean 'kernel.lengthscale_factor'"):
+        KernelDDQN("MlpPolicy", "CartPole-v1", kernel={"lengthscale_fact": 2.0})
     with pytest.raises(ValueError, match=r"kernel.ridge is -1.0, but must be above 0"):
         KernelConfig(ridge=-1.0)
     with pytest.raises(ValueError, match=r"kernel.kernel is 'matern'; did you mean 'matern"):

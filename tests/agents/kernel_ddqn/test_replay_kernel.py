@@ -36,8 +36,19 @@ def _kernel(model: KernelDDQN) -> ReplayKernel:
     return model.replay_kernel
 
 
-def test_cached_corrections_equal_fresh_queries_of_the_head() -> None:
-    model = _trained()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"features": "penultimate"},
+        {"features": "both"},
+        {"localisation": "continuous"},
+        {"lengthscale_rule": "leave_one_out"},
+        {"applies_to": "targets"},
+    ],
+)
+def test_cached_corrections_equal_fresh_queries_of_the_head(settings: dict[str, str]) -> None:
+    model = _trained(310, kernel={**SETTINGS["kernel"], **settings})
     kernel = _kernel(model)
     kernel.extend()
     slots = kernel.view.slots()

@@ -207,7 +207,7 @@ def test_dump_and_load_give_the_same_settings(agent: str, tmp_path: Path) -> Non
     [
         (("--agent", "kernel_dqn"), "unknown agent 'kernel_dqn'; did you mean 'kernel_ddqn'"),
         (("--total-timestep", "5"), "unknown flag '--total-timestep'; did you mean '--total-timesteps'"),
-        (("--kernel.lengthscale", "5"), "did you mean '--kernel.lengthscale-factor'"),
+        (("--kernel.lengthscale-fact", "5"), "did you mean '--kernel.lengthscale-factor'"),
         (("--agent", "ddqn", "--kernel.k", "4"), "agent 'ddqn' does not use 'kernel.k'; it belongs to kernel_ddqn"),
         (("--agent", "kernel_q", "--batch-size", "4"), "agent 'kernel_q' does not use 'batch_size'"),
         (("--agent", "ppo", "--buffer-size", "9"), "agent 'ppo' does not use 'buffer_size'; it belongs to dqn"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from skrl import SparseKernel, compiling, tune
 from skrl.kernels import Gaussian, Matern32, Polynomial
 from skrl.search.exact import ExactSearch
-from skrl.search.neighbors import Localisation, Neighbors
+from skrl.search.neighbors import Localisation, Neighbors, within_radius
 from skrl.tuning import leave_one_out_rmse, median_neighbor_distance, neighbor_lengthscale
 from skrl.tuning.leave_one_out import Objective, leave_one_out_loss
 
@@ -358,6 +358,21 @@ def test_leave_one_out_rmse_equals_explicit_refits() -> None:
     expected = torch.stack(squares).mean().sqrt()
     rmse = leave_one_out_rmse(neighbors, features, targets, Gaussian(), 1.3, 0.1)
     torch.testing.assert_close(rmse, expected, rtol=1e-9, atol=0.0)
+
+
+def test_leave_one_out_rmse_knows_the_windows_of_continuous_localisation() -> None:
+    """The noise of neighbour i is λ/ω_i, as an explicit refit says."""
+    features, targets = torch.randn(12, 2, dtype=torch.float64), torch.randn(12, 1, dtype=torch.float64)
+    neighbors, radius = within_radius(ExactSearch()(features[:4], features, 6), 5, "continuous")
+    squares = []
+    for indices, distances, end in zip(neighbors.indices, neighbors.distances, radius, strict=True):
+        points, values, windows = features[indices], targets[indices], (1.0 - (distances / end).square()).square()
+        gram = Gaussian()(torch.cdist(points, points) / 1.3) + torch.diag(0.1 / windows)
+        for i in range(5):
+            rest = torch.arange(5) != i
+            squares.append((values[i] - gram[i, rest] @ torch.linalg.solve(gram[rest][:, rest], values[rest])).square())
+    rmse = leave_one_out_rmse(neighbors, features, targets, Gaussian(), 1.3, 0.1, radius)
+    torch.testing.assert_close(rmse, torch.stack(squares).mean().sqrt(), rtol=1e-9, atol=0.0)
 
 
 def test_leave_one_out_rmse_counts_present_neighbours_only() -> None:

@@ -1,0 +1,73 @@
+"""The lengthscale of a value head, from how far its supports lie apart and from how well they predict each other."""
+
+from __future__ import annotations
+
+import torch
+
+from agents.kernel_ddqn.kernel_config import KernelConfig
+from skrl.search.neighbors import Neighbors, within_radius
+from skrl.shapes import Float, Tensor
+from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
+from skrl.value_heads import ValueHead
+
+MULTIPLES = (1.0, 0.5, 2.0, 4.0)
+"""Of the configured length, among which leave-one-out errors choose; the first one until there are any."""
+
+PROBES = 256
+"""Support points per action from which lengthscale and leave-one-out error are estimated."""
+
+
+class LengthscaleRule:
+    """Sets the lengthscale when supports are chosen; judges it when their residuals are known.
+
+    Weights, and tables of them, are made with the lengthscale, so a judgement waits for the next choice of supports.
+
+    Args:
+        head: the value head, which is written.
+        config: factor and rule.
+        generator: draws the probes.
+    """
+
+    def __init__(self, head: ValueHead, config: KernelConfig, generator: torch.Generator) -> None:
+        self.head, self.config, self.generator = head, config, generator
+        self.multiple = MULTIPLES[0]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Write the chosen multiple of ``lengthscale_factor`` times the median distance to the k-th neighbour."""
+        # One more neighbour than k, since every probe finds itself.
+        distance = median_neighbor_distance(self._near_probes(self.head.k + 1))
+        self.head.lengthscale.copy_(self.config.lengthscale_factor * self.multiple * distance)
+
+    @torch.no_grad()
+    def judge(self) -> Float[Tensor, ""]:
+        """Let leave-one-out errors choose the multiple, if that is the rule.
+
+        Returns:
+            Leave-one-out error at the present lengthscale, in the units of the residuals.
+        """
+        windowed = self.head.localisation == "continuous"
+        neighbors, radius = within_radius(
+            self._near_probes(self.head.k + windowed), self.head.k, self.head.localisation
+        )
+        present = self.head.lengthscale
+        error = self._error(neighbors, radius, present)
+        if self.config.lengthscale_rule == "leave_one_out":
+            unit = present / self.multiple
+            errors = torch.stack([self._error(neighbors, radius, multiple * unit) for multiple in MULTIPLES])
+            self.multiple = MULTIPLES[int(errors.argmin())]
+        return error
+
+    def _error(self, neighbors: Neighbors, radius: Tensor | None, lengthscale: Tensor) -> Tensor:
+        memory, head = self.head.memory, self.head
+        return leave_one_out_rmse(
+            neighbors, memory.features, memory.targets, head.kernel, lengthscale, head.ridge, radius
+        )
+
+    def _near_probes(self, k: int) -> Neighbors:
+        """The k nearest supports of some random ones per action; of an empty set's zero padding."""
+        memory = self.head.memory
+        uniform = torch.rand(memory.sets, PROBES, generator=self.generator).to(memory.sizes.device)
+        positions = (uniform * memory.sizes.unsqueeze(1)).long()
+        probes = memory.features.gather(1, positions.unsqueeze(-1).expand(-1, -1, memory.features.shape[-1]))
+        return self.head.search(probes, memory.features, k, memory.half_norms)

@@ -1,0 +1,112 @@
+"""Where the correction goes: into targets, into acting, or into both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN
+
+from agents import KernelDDQN, KernelDQNPolicy, KernelRefreshCallback
+
+KERNEL = {"capacity": 100, "k": 4, "refresh_interval": 60}
+SETTINGS: dict[str, Any] = {
+    "learning_starts": 50,
+    "batch_size": 16,
+    "target_update_interval": 20,
+    "policy_kwargs": {"net_arch": [16]},
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+def _trained(applies_to: str, steps: int = 300, bonus: float = 1.0, **settings: Any) -> KernelDDQN:
+    kernel = {**KERNEL, "applies_to": applies_to, "exploration_bonus": bonus, **settings.pop("kernel", {})}
+    return KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **{**SETTINGS, **settings}).learn(steps)
+
+
+def _seen(model: KernelDDQN) -> torch.Tensor:
+    return torch.from_numpy(model.replay_buffer.observations[:200, 0])
+
+
+def _target_differences(model: KernelDDQN) -> list[torch.Tensor]:
+    """What minibatch targets add to the values of the two networks."""
+    model._kernel().extend()
+    batch = model._sample_batch(200)
+    with torch.no_grad():
+        networks = [network.prior_mean(batch.next_observations) for network in (model.q_net, model.q_net_target)]
+        return [used - plain for used, plain in zip(model._next_q_values(batch), networks, strict=True)]
+
+
+@pytest.mark.parametrize("bonus", [0.0, 1.0])
+def test_targets_alone_act_by_the_network(bonus: float) -> None:
+    model = _trained("targets", bonus=bonus)
+    observations, network = _seen(model), model.q_net
+    with torch.no_grad():
+        values, correction = (
+            network.prior_mean(observations),
+            network.head.correction(network.feature_map(observations)),
+        )
+        assert torch.equal(network(observations), values)
+        assert (values.argmax(1) != (values + correction).argmax(1)).any()
+        explored = values + bonus * network.head.deviation(network.feature_map(observations))
+    greedy, _ = model.predict(observations.numpy(), deterministic=True)
+    assert np.array_equal(greedy, values.argmax(1).numpy())
+    exploring, _ = model.policy.predict(observations.numpy(), deterministic=False)
+    assert np.array_equal(exploring, explored.argmax(1).numpy())
+    assert np.array_equal(exploring, greedy) == (bonus == 0.0)
+    assert all(difference.abs().max() > 0 for difference in _target_differences(model))
+
+
+def test_acting_alone_learns_from_targets_of_the_networks() -> None:
+    model = _trained("acting")
+    assert not any(difference.any() for difference in _target_differences(model))
+    observations = _seen(model)
+    corrected = model.q_net(observations)
+    assert not torch.equal(corrected, model.q_net.prior_mean(observations))
+    greedy, _ = model.predict(observations.numpy(), deterministic=True)
+    assert np.array_equal(greedy, corrected.argmax(1).numpy())
+
+
+def test_both_corrects_both() -> None:
+    model = _trained("both")
+    assert all(difference.abs().max() > 0 for difference in _target_differences(model))
+    assert not torch.equal(model.q_net(_seen(model)), model.q_net.prior_mean(_seen(model)))
+
+
+@pytest.mark.parametrize("features", ["observation", "both"])
+def test_acting_alone_still_sweeps_and_localises_nothing_else(features: str) -> None:
+    model = _trained("acting", kernel={"features": features, "capacity": 40})
+    kernel = model._kernel()
+    kernel.extend()
+    supports = kernel.supports
+    assert supports is not None
+    fresh = model.q_net.head.correction(model.q_net.feature_map(supports.next_observations))
+    assert supports.next_corrections.abs().max() > 0
+    assert torch.allclose(supports.next_corrections[:, supports.filled], fresh.mT[:, supports.filled], atol=1e-5)
+    localised = kernel.table.weights.abs().sum((0, 2)) > 0
+    assert localised.sum() < kernel.view.size - 50
+
+
+def test_a_buffer_that_wraps_around_is_read_anew_for_acting_alone() -> None:
+    model = _trained("acting", steps=700, buffer_size=150, kernel={"refresh_interval": 300})
+    kernel = model._kernel()
+    kernel.extend()
+    slots = kernel.view.slots()
+    assert torch.equal(kernel.table.raw[slots], model.q_net.feature_map.raw(kernel.view.observations(slots)))
+    assert torch.equal(kernel.table.raw_next[slots], model.q_net.feature_map.raw(kernel.view.next_observations(slots)))
+
+
+@pytest.mark.parametrize(("applies_to", "acts", "targets"), [("targets", False, True), ("acting", True, False)])
+def test_sb3s_own_dqn_is_corrected_where_it_should_be(applies_to: str, acts: bool, targets: bool, tmp_path) -> None:
+    policy_kwargs = {"net_arch": [16], "kernel": {**KERNEL, "applies_to": applies_to}}
+    model = DQN(KernelDQNPolicy, "CartPole-v1", **{**SETTINGS, "policy_kwargs": policy_kwargs})
+    model.learn(200, callback=KernelRefreshCallback())
+    model.policy.save(tmp_path / "policy.pt")
+    observations = torch.from_numpy(model.replay_buffer.observations[:50, 0])
+    for policy in (model.policy, KernelDQNPolicy.load(tmp_path / "policy.pt", device="cpu")):
+        policy.set_training_mode(False)
+        for network, corrected in ((policy.q_net, acts), (policy.q_net_target, targets)):
+            assert torch.equal(network(observations), network.prior_mean(observations)) != corrected

@@ -1,0 +1,89 @@
+"""The lengthscale from distances, and from leave-one-out errors on problems whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from agents import KernelConfig, KernelDDQN
+from agents.kernel_ddqn.lengthscale import MULTIPLES, LengthscaleRule
+from skrl.value_heads import ResidualHead
+
+POINTS = 101
+SPACING = 1.0 / (POINTS - 1)
+MEDIAN = 2.0 * SPACING
+"""Distance to the fourth neighbour on a grid."""
+
+
+def _rule(frequency: float, **settings: Any) -> LengthscaleRule:
+    """One action, supports on a grid from 0 to 1, residuals sin(frequency · x)."""
+    config = KernelConfig(**{"k": 4, "ridge": 0.01, "kernel": "gaussian", **settings})
+    head = ResidualHead(1, POINTS, 1, k=4, kernel=config.kernel, ridge=config.ridge, localisation=config.localisation)
+    grid = torch.linspace(0.0, 1.0, POINTS).view(1, -1, 1)
+    head.memory.write(grid, torch.tensor([POINTS]), torch.sin(frequency * grid))
+    return LengthscaleRule(head, config, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_neighbors_is_a_multiple_of_the_median_distance(factor: float) -> None:
+    rule = _rule(2.0, lengthscale_factor=factor)
+    rule.apply()
+    assert rule.head.lengthscale.item() == pytest.approx(factor * MEDIAN, rel=1e-4)
+    rule.judge()
+    rule.apply()
+    assert rule.head.lengthscale.item() == pytest.approx(factor * MEDIAN, rel=1e-4)
+
+
+@pytest.mark.parametrize("localisation", ["hard", "continuous"])
+@pytest.mark.parametrize(("frequency", "multiple"), [(2.0, 4.0), (math.pi / SPACING / 1.9, 0.5)])
+def test_leave_one_out_takes_long_for_smooth_and_short_for_rough_residuals(
+    frequency: float, multiple: float, localisation: str
+) -> None:
+    rule = _rule(frequency, lengthscale_rule="leave_one_out", localisation=localisation)
+    rule.apply()
+    rule.judge()
+    assert rule.head.lengthscale.item() == pytest.approx(MEDIAN, rel=1e-4)  # weights were made with this one
+    rule.apply()
+    assert rule.head.lengthscale.item() == pytest.approx(multiple * MEDIAN, rel=1e-4)
+    rule.judge()
+    rule.apply()
+    assert rule.head.lengthscale.item() == pytest.approx(multiple * MEDIAN, rel=1e-4)
+
+
+@pytest.mark.parametrize("frequency", [2.0, 20.0, 60.0, 150.0])
+def test_the_choice_errs_least_among_the_candidates(frequency: float) -> None:
+    errors = []
+    for candidate in MULTIPLES:
+        rule = _rule(frequency, lengthscale_factor=candidate)
+        rule.apply()
+        errors.append(rule.judge())
+    chosen = _rule(frequency, lengthscale_rule="leave_one_out")
+    chosen.apply()
+    chosen.judge()
+    assert chosen.multiple == MULTIPLES[int(torch.stack(errors).argmin())]
+
+
+def test_an_agent_takes_the_choice_at_the_next_rebuild() -> None:
+    model = KernelDDQN(
+        "MlpPolicy",
+        "CartPole-v1",
+        kernel={"capacity": 100, "k": 4, "refresh_interval": 60, "lengthscale_rule": "leave_one_out"},
+        policy_kwargs={"net_arch": [16]},
+        learning_starts=50,
+        target_update_interval=20,
+        seed=0,
+    ).learn(200)
+    kernel = model.replay_kernel
+    assert kernel is not None
+    lengths = {}
+    for multiple in (1.0, 4.0):
+        kernel.generator.manual_seed(7)
+        kernel.lengthscale.multiple = multiple
+        kernel.rebuild()
+        lengths[multiple] = model._kernel_scalars(kernel)["lengthscale"]
+        assert kernel.lengthscale.multiple in MULTIPLES
+        assert model.q_net_target.head.lengthscale.item() == lengths[multiple]
+    assert lengths[4.0] == pytest.approx(4.0 * lengths[1.0])
