@@ -23,7 +23,7 @@ from typing_extensions import Self
 from agents.common.atomic_save import atomic_write
 from agents.common.nonfinite import NonFiniteGuard, Observation
 from agents.common.targets import double_q_target
-from skrl.shapes import Float, Tensor
+from skrl.shapes import Float, Int, Tensor
 
 TD_ERROR_MOMENTUM = 0.01
 """Weight of one update in the running mean of the absolute TD error."""
@@ -110,7 +110,7 @@ class DoubleDQN(DQN):
         self._update_learning_rate(self.policy.optimizer)
         statistics: dict[str, list[Tensor]] = {}
         for _ in range(gradient_steps):
-            for name, value in self._update(self._sample_batch(batch_size)).items():
+            for name, value in self._gradient_step(batch_size).items():
                 statistics.setdefault(name, []).append(value)
             self._n_updates += 1
         self.policy.set_training_mode(False)
@@ -189,6 +189,10 @@ class DoubleDQN(DQN):
         path = path if path.suffix else path.with_suffix(".zip")
         atomic_write(path, lambda file: super(DoubleDQN, self).save(file, exclude=exclude, include=include))
 
+    def _gradient_step(self, batch_size: int) -> dict[str, Tensor]:
+        """One gradient step on a minibatch; returns its statistics as tensors."""
+        return self._update(self._sample_batch(batch_size))
+
     def _sample_batch(self, batch_size: int) -> TransitionBatch:
         assert self.replay_buffer is not None
         data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
@@ -208,10 +212,16 @@ class DoubleDQN(DQN):
         return self.q_net(batch.next_observations), self.q_net_target(batch.next_observations)
 
     def _update(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """One gradient step; returns its statistics as tensors."""
+        """One gradient step towards the double-Q target; returns its statistics as tensors."""
         with torch.no_grad():
             target = double_q_target(batch.rewards, batch.discounts, *self._next_q_values(batch))
-        q_values = self.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+        return self._regress(batch.observations, batch.actions, target)
+
+    def _regress(
+        self, observations: PyTorchObs, actions: Int[Tensor, " batch"], target: Float[Tensor, " batch"]
+    ) -> dict[str, Tensor]:
+        """One gradient step of m(s)_a towards given targets, [B]; returns its statistics as tensors."""
+        q_values = self.q_net(observations).gather(1, actions.unsqueeze(1)).squeeze(1)
         error = (q_values.detach() - target).abs().mean()
         loss = functional.smooth_l1_loss(q_values, target, beta=self._huber_beta())
         self.policy.optimizer.zero_grad()

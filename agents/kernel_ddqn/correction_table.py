@@ -81,11 +81,16 @@ class CorrectionTable:
     @torch.no_grad()
     def lookup(self, slots: Slots) -> Float[Tensor, "batch actions"]:
         """Corrections of the next states of given slots by the present targets, [B, A]; zero for slots never served."""
+        return self.read(slots, self.head.memory.targets)
+
+    @torch.no_grad()
+    def read(self, slots: Slots, residuals: Float[Tensor, "..."]) -> Float[Tensor, "batch actions"]:
+        """The same by other residuals of the supports, A · C in any shape."""
         if self.indices.shape[1] == 0:
             return torch.zeros(len(slots), self.head.memory.sets, device=self.weights.device)
         rows = torch.from_numpy(slots).to(self.weights.device)
-        residuals = self.head.memory.targets.squeeze(-1)
-        return bounded_correction(self.indices[:, rows], self.weights[:, rows], residuals).mT
+        shaped = residuals.reshape(self.head.memory.mask.shape)
+        return bounded_correction(self.indices[:, rows], self.weights[:, rows], shaped).mT
 
     def _new_slots(self) -> Slots:
         """Slots filled since the last call, which must come before a whole buffer has gone by."""

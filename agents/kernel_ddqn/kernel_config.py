@@ -59,6 +59,12 @@ class KernelConfig:
     lengthscale_rule: Literal["neighbors", "leave_one_out"] = "neighbors"
     """`neighbors`: that length; `leave_one_out`: ½, 1, 2 or 4 times it, whichever erred least at the last rebuild."""
 
+    backup: Literal["trajectory", "n_step"] = "trajectory"
+    """Bellman backups along stored `trajectory`s, until an action was not the greedy one, or over `n_step` returns."""
+
+    trace_decay: Fraction = 0.9
+    """λ of the backups along trajectories: how much of the next step's target enters in place of its value."""
+
     sweeps: Count = 5
     """Bellman backups through the cached neighbours at every refresh."""
 
@@ -85,6 +91,10 @@ class KernelConfig:
         for name in names:
             if getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(f"kernel.{name} is {getattr(self, name)}, but {reason}; leave {name} out")
+        if self.backup == "n_step" and self.trace_decay != type(self).trace_decay:
+            raise ConfigError(
+                f"kernel.trace_decay is {self.trace_decay}, but n_step backups follow no trace; leave it out"
+            )
         if self.head == "averaging" and self.kernel == "polynomial":
             raise ConfigError("kernel.kernel is polynomial, but the averaging head weighs by distance; take another")
 

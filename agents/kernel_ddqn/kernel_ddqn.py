@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.replay_view import ReplayView
+from agents.common.schema import ConfigError
 from agents.double_dqn import DoubleDQN, TransitionBatch
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.policies import (
@@ -31,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "train_freq": 4,
     "gradient_steps": 4,
-    "n_steps": 3,
     "target_update_interval": 100,
     "exploration_fraction": 0.12,
     "huber_threshold": 4.0,
@@ -51,11 +51,12 @@ class KernelDDQN(DoubleDQN):
         env: environment with discrete actions, or its id.
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
         **kwargs: every argument of :class:`stable_baselines3.DQN`; the defaults differ where :data:`DEFAULTS` says.
-            n-step returns serve every observation space here.
+            ``n_steps`` belongs to ``kernel={"backup": "n_step"}``, the default for pictures, where it is 3; n-step
+            returns serve every observation space here.
 
     Raises:
-        ValueError: the policy has no kernel, its head is one for another algorithm, or the replay buffer cannot be read
-            by slot (:class:`HerReplayBuffer`, say).
+        ValueError: the policy has no kernel, its head is one for another algorithm, ``n_steps`` is given for backups
+            along trajectories, or the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -81,8 +82,14 @@ class KernelDDQN(DoubleDQN):
     ) -> None:
         settings = {**DEFAULTS, **kwargs}
         policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
-        if kernel is not None:
-            policy_kwargs["kernel"] = asdict(kernel) if isinstance(kernel, KernelConfig) else dict(kernel)
+        chosen = policy_kwargs.get("kernel") if kernel is None else kernel
+        chosen = asdict(chosen) if isinstance(chosen, KernelConfig) else dict(chosen or {})
+        if _reads_images(policy):
+            # Along trajectories every stored picture would pass through the network at every refresh.
+            chosen.setdefault("backup", "n_step")
+        if chosen:
+            policy_kwargs["kernel"] = chosen
+        settings.setdefault("n_steps", 3 if chosen.get("backup") == "n_step" else 1)
         policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
         if policy_kwargs["net_arch"] is None:
             del policy_kwargs["net_arch"]
@@ -91,7 +98,10 @@ class KernelDDQN(DoubleDQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as in :class:`DoubleDQN`."""
-        self._kernel().extend()
+        kernel = self._kernel()
+        kernel.extend()
+        if kernel.trajectories is not None and kernel.trajectories.are_stale:
+            kernel.refresh(self.num_timesteps)
         super().train(gradient_steps, batch_size)
 
     def dump_logs(self) -> None:
@@ -103,8 +113,7 @@ class KernelDDQN(DoubleDQN):
 
     def _default_net_arch(self, policy: str | type[KernelDQNPolicy]) -> list[int] | None:
         """Two layers of 256 on vectors and dicts; none beyond ``NatureCNN``'s own on images, as in SB3."""
-        images = policy == "CnnPolicy" or (isinstance(policy, type) and issubclass(policy, KernelCnnPolicy))
-        return None if images else [256, 256]
+        return None if _reads_images(policy) else [256, 256]
 
     def _setup_model(self) -> None:
         # SB3 refuses n-step returns for dict observations. ReplayView takes them from a plain buffer of any kind.
@@ -123,6 +132,11 @@ class KernelDDQN(DoubleDQN):
             raise ValueError(
                 f"kernel.head is '{head}', but {name} takes {' or '.join(self.heads)}; "
                 "'network_free' belongs to KernelQ, the others to KernelDDQN"
+            )
+        if self.policy.kernel.backup == "trajectory" and self.n_steps != 1:
+            raise ConfigError(
+                f"n_steps is {self.n_steps}, but backups along trajectories sum rewards as far as these are greedy; "
+                "leave n_steps out, or set kernel.backup to n_step"
             )
         self._view()
 
@@ -147,6 +161,14 @@ class KernelDDQN(DoubleDQN):
         # After the target update, never before: the residuals are relative to the new target network.
         if copied and self.num_timesteps > self.learning_starts:
             self._kernel().refresh(self.num_timesteps)
+
+    def _gradient_step(self, batch_size: int) -> dict[str, Tensor]:
+        kernel = self._kernel()
+        trajectories, view = kernel.trajectories, kernel.view
+        if trajectories is None:
+            return super()._gradient_step(batch_size)
+        slots = trajectories.sample(batch_size, self.rng)
+        return self._regress(view.observations(slots), view.actions(slots), trajectories.lookup(slots))
 
     def _sample_batch(self, batch_size: int) -> TransitionBatch:
         kernel = self._kernel()
@@ -200,3 +222,7 @@ class KernelDDQN(DoubleDQN):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "replay_kernel"]
+
+
+def _reads_images(policy: str | type[KernelDQNPolicy]) -> bool:
+    return policy == "CnnPolicy" or (isinstance(policy, type) and issubclass(policy, KernelCnnPolicy))

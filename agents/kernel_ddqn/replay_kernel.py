@@ -15,8 +15,9 @@ from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.lengthscale import LengthscaleRule
 from agents.kernel_ddqn.policies import KernelQNetwork
+from agents.kernel_ddqn.trajectories import Trajectories
 from skrl.memory.subsets import newest_and_uniform
-from skrl.shapes import Float, Tensor
+from skrl.shapes import Bool, Float, Tensor
 from skrl.solve.local_weights import bounded_correction
 from skrl.value_heads import NetworkFreeHead, ResidualHead
 
@@ -32,6 +33,7 @@ class Supports(NamedTuple):
 
     Attributes:
         filled: false for padding, [m].
+        slots: where they are stored, [m].
         observations: where they began, [m, ...].
         actions: [m].
         rewards: n-step returns, [m].
@@ -43,6 +45,7 @@ class Supports(NamedTuple):
     """
 
     filled: Tensor
+    slots: Slots
     observations: PyTorchObs
     actions: Tensor
     rewards: Tensor
@@ -68,7 +71,8 @@ class ReplayKernel:
     """Chooses supports among replayed transitions, keeps their residuals, and reads R(s', ·) of stored next states.
 
     ``rebuild`` chooses supports and finds neighbours and weights of every next state; ``rebase`` only renews the
-    residuals, by a few Bellman backups through those neighbours. Both must follow the target update: a correction
+    residuals, by a few Bellman backups through those neighbours: along whole trajectories, which gives a target to
+    every stored transition, or over n steps from the supports alone. Both must follow the target update: a correction
     computed against the old target network would be counted twice.
 
     Args:
@@ -93,7 +97,13 @@ class ReplayKernel:
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.warm_start = isinstance(self.head, NetworkFreeHead)
         self.corrects_targets = self.config.applies_to != "acting"
+        self.reads_every_state = self.corrects_targets or self.config.backup == "trajectory"
+        self.trajectories: Trajectories | None = None
+        if self.config.backup == "trajectory":
+            device = self.head.lengthscale.device
+            self.trajectories = Trajectories(view, self.head.memory.sets, self.config.trace_decay, device)
         self.supports: Supports | None = None
+        self.rows_since_rebuild = 0
         self.steps_at_rebuild = 0
         self.table = CorrectionTable(self.head, self.feature_map, view)
         zero = torch.zeros((), device=self.head.lengthscale.device)
@@ -124,6 +134,7 @@ class ReplayKernel:
         self.feature_map.freeze(self.q_net_target.trunk())
         slots, usable = self.table.read_features()
         if not usable.any():
+            self.rebase()
             return
         self.feature_map.fit(self.table.raw[torch.from_numpy(slots[usable])])
         chosen, sizes = self._choose(slots[usable])
@@ -133,11 +144,12 @@ class ReplayKernel:
         before = self.table.lookup(steps.last_slots).mT
         self.head.memory.write(features, sizes)
         self.lengthscale.apply()
-        # The sweeps need those next states alone to which supports lead.
+        # Backups over n steps need those next states alone to which supports lead.
         self.diagnostics.variance_mean = self.table.localise(
-            slots if self.corrects_targets else np.unique(steps.last_slots)
+            slots if self.reads_every_state else np.unique(steps.last_slots)
         )
         self.supports = self._describe(chosen.reshape(-1), steps, before)
+        self.rows_since_rebuild = 0
         self.rebase()
         if isinstance(self.head, ResidualHead):
             self.diagnostics.leave_one_out_error = self.lengthscale.judge()
@@ -145,11 +157,39 @@ class ReplayKernel:
     @torch.no_grad()
     def rebase(self) -> None:
         """Residuals of the supports against the present target network, after ``sweeps`` backups through the kernel."""
-        supports, memory = self.supports, self.head.memory
-        if supports is None:
-            return
-        present = self._prior_means(self.q_net_target, supports.observations)
-        present = present.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
+        if self.trajectories is not None:
+            self.extend()
+            self._rebase_along(self.trajectories)
+        elif self.supports is not None:
+            self._rebase_over_n_steps(self.supports)
+
+    def _rebase_along(self, trajectories: Trajectories) -> None:
+        """The residuals, and with them a target of every stored transition."""
+        slots, follows = trajectories.next_slots()
+        stretch = trajectories.open(
+            slots, follows, self._prior_means(self.q_net_target, self.view.next_observations(slots))
+        )
+        corrections = nothing = torch.zeros_like(stretch.next_q)
+        supports = self.supports
+        if supports is not None:
+            present = self._present_values(supports)
+            overwritten = torch.from_numpy(np.isin(supports.slots, self.view.newest(self.rows_since_rebuild)))
+            kept = supports.filled & ~overwritten.to(supports.filled.device)
+            residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
+            if self.warm_start:
+                corrections = self.table.read(slots, residuals)
+            for _ in range(self.config.sweeps):
+                trajectories.write(stretch, trajectories.solve(stretch, corrections))
+                residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
+                corrections = self.table.read(slots, residuals)
+            self._finish(supports, residuals, stretch.next_q, corrections)
+        targets = trajectories.solve(stretch, corrections if self.corrects_targets else nothing)
+        trajectories.write(stretch, targets)
+        trajectories.close(stretch, corrections)
+
+    def _rebase_over_n_steps(self, supports: Supports) -> None:
+        memory = self.head.memory
+        present = self._present_values(supports)
         evaluating = self._prior_means(self.q_net_target, supports.next_observations)
         choosing = evaluating if self.hard_updates else self._prior_means(self.q_net, supports.next_observations)
         corrections = supports.next_corrections if self.warm_start else torch.zeros_like(supports.next_corrections)
@@ -158,23 +198,40 @@ class ReplayKernel:
             improved = double_q_target(
                 supports.rewards, supports.discounts, choosing + corrections.mT, evaluating + corrections.mT
             )
-            residuals = improved - present
-            residuals = torch.where(supports.filled & residuals.isfinite(), residuals, 0.0)
+            residuals = self._residuals(improved - present, supports.filled)
             corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
         self.supports = supports._replace(next_corrections=corrections)
-        self.head.write_targets(residuals.view(memory.mask.shape))
-        self.q_net_target.copy_kernel(self.q_net)
         filled = supports.filled
-        changed = (evaluating.argmax(1) != (evaluating + corrections.mT).argmax(1)) & filled
-        self.diagnostics.changed_share = changed.sum() / filled.sum()
-        self.diagnostics.residual_abs_mean = residuals.abs().sum() / filled.sum()
+        self._finish(supports, residuals, evaluating[filled], corrections.mT[filled])
+
+    def _present_values(self, supports: Supports) -> Float[Tensor, " points"]:
+        """What the target network says of the supports, [m]."""
+        values = self._prior_means(self.q_net_target, supports.observations)
+        return values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
+
+    def _residuals(
+        self, differences: Float[Tensor, " points"], kept: Bool[Tensor, " points"]
+    ) -> Float[Tensor, " points"]:
+        """Zero where there is no support, and where its target is not finite, [m]."""
+        return torch.where(kept & differences.isfinite(), differences, 0.0)
+
+    def _finish(self, supports: Supports, residuals: Tensor, next_q: Tensor, corrections: Tensor) -> None:
+        """Write the residuals to both heads, and describe the refresh by some next states, [n, A] each."""
+        self.head.write_targets(residuals.view(self.head.memory.mask.shape))
+        self.q_net_target.copy_kernel(self.q_net)
+        self.diagnostics.changed_share = (next_q.argmax(1) != (next_q + corrections).argmax(1)).float().mean()
+        self.diagnostics.residual_abs_mean = residuals.abs().sum() / supports.filled.sum()
 
     def extend(self) -> None:
         """Read the transitions stored since the last call; find neighbours and weights where targets are corrected."""
-        if self.supports is None:
+        if self.supports is None and self.trajectories is None:
             return
         slots = self.table.read_new()
-        if self.corrects_targets and len(slots):
+        rows = len(slots) // self.view.buffer.n_envs
+        self.rows_since_rebuild += rows
+        if self.trajectories is not None:
+            self.trajectories.note(rows)
+        if self.supports is not None and self.reads_every_state and len(slots):
             self.table.localise(slots)
 
     def next_corrections(self, slots: Slots) -> Float[Tensor, "batch actions"]:
@@ -205,6 +262,7 @@ class ReplayKernel:
         last = torch.from_numpy(steps.last_slots).to(device)
         return Supports(
             filled=self.head.memory.mask.reshape(-1),
+            slots=chosen,
             observations=self.view.observations(chosen),
             actions=self.view.actions(chosen),
             rewards=torch.from_numpy(steps.rewards).to(device),
