@@ -59,8 +59,8 @@ class KernelConfig:
     lengthscale_rule: Literal["neighbors", "leave_one_out"] = "neighbors"
     """`neighbors`: that length; `leave_one_out`: ½, 1, 2 or 4 times it, whichever erred least at the last rebuild."""
 
-    backup: Literal["trajectory", "n_step"] = "trajectory"
-    """Bellman backups along stored `trajectory`s, until an action was not the greedy one, or over `n_step` returns."""
+    backup: Literal["n_step", "trajectory"] = "n_step"
+    """Bellman backups over `n_step` returns, or along stored trajectories as far as they are greedy (`trajectory`)."""
 
     trace_decay: Fraction = 0.9
     """λ of the backups along trajectories: how much of the next step's target enters in place of its value."""

@@ -51,8 +51,8 @@ class KernelDDQN(DoubleDQN):
         env: environment with discrete actions, or its id.
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
         **kwargs: every argument of :class:`stable_baselines3.DQN`; the defaults differ where :data:`DEFAULTS` says.
-            ``n_steps`` belongs to ``kernel={"backup": "n_step"}``, the default for pictures, where it is 3; n-step
-            returns serve every observation space here.
+            n-step returns, of 3 steps by default, serve every observation space here;
+            ``kernel={"backup": "trajectory"}`` takes none, for it sums rewards as far as a trajectory is greedy.
 
     Raises:
         ValueError: the policy has no kernel, its head is one for another algorithm, ``n_steps`` is given for backups
@@ -83,13 +83,10 @@ class KernelDDQN(DoubleDQN):
         settings = {**DEFAULTS, **kwargs}
         policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
         chosen = policy_kwargs.get("kernel") if kernel is None else kernel
-        chosen = asdict(chosen) if isinstance(chosen, KernelConfig) else dict(chosen or {})
-        if _reads_images(policy):
-            # Along trajectories every stored picture would pass through the network at every refresh.
-            chosen.setdefault("backup", "n_step")
-        if chosen:
-            policy_kwargs["kernel"] = chosen
-        settings.setdefault("n_steps", 3 if chosen.get("backup") == "n_step" else 1)
+        if chosen is not None:
+            policy_kwargs["kernel"] = asdict(chosen) if isinstance(chosen, KernelConfig) else dict(chosen)
+        along = policy_kwargs.get("kernel", {}).get("backup") == "trajectory"
+        settings.setdefault("n_steps", 1 if along else 3)
         policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
         if policy_kwargs["net_arch"] is None:
             del policy_kwargs["net_arch"]
@@ -113,7 +110,8 @@ class KernelDDQN(DoubleDQN):
 
     def _default_net_arch(self, policy: str | type[KernelDQNPolicy]) -> list[int] | None:
         """Two layers of 256 on vectors and dicts; none beyond ``NatureCNN``'s own on images, as in SB3."""
-        return None if _reads_images(policy) else [256, 256]
+        images = policy == "CnnPolicy" or (isinstance(policy, type) and issubclass(policy, KernelCnnPolicy))
+        return None if images else [256, 256]
 
     def _setup_model(self) -> None:
         # SB3 refuses n-step returns for dict observations. ReplayView takes them from a plain buffer of any kind.
@@ -136,7 +134,7 @@ class KernelDDQN(DoubleDQN):
         if self.policy.kernel.backup == "trajectory" and self.n_steps != 1:
             raise ConfigError(
                 f"n_steps is {self.n_steps}, but backups along trajectories sum rewards as far as these are greedy; "
-                "leave n_steps out, or set kernel.backup to n_step"
+                "set n_steps to 1, or kernel.backup to n_step"
             )
         self._view()
 
@@ -222,7 +220,3 @@ class KernelDDQN(DoubleDQN):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "replay_kernel"]
-
-
-def _reads_images(policy: str | type[KernelDQNPolicy]) -> bool:
-    return policy == "CnnPolicy" or (isinstance(policy, type) and issubclass(policy, KernelCnnPolicy))

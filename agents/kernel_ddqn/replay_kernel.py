@@ -100,8 +100,7 @@ class ReplayKernel:
         self.reads_every_state = self.corrects_targets or self.config.backup == "trajectory"
         self.trajectories: Trajectories | None = None
         if self.config.backup == "trajectory":
-            device = self.head.lengthscale.device
-            self.trajectories = Trajectories(view, self.head.memory.sets, self.config.trace_decay, device)
+            self.trajectories = Trajectories(view, self.config.trace_decay, self.head.lengthscale.device)
         self.supports: Supports | None = None
         self.rows_since_rebuild = 0
         self.steps_at_rebuild = 0
@@ -175,9 +174,9 @@ class ReplayKernel:
             present = self._present_values(supports)
             overwritten = torch.from_numpy(np.isin(supports.slots, self.view.newest(self.rows_since_rebuild)))
             kept = supports.filled & ~overwritten.to(supports.filled.device)
-            residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
             if self.warm_start:
-                corrections = self.table.read(slots, residuals)
+                before = self._residuals(trajectories.lookup(supports.slots) - present, kept)
+                corrections = self.table.read(slots, before)
             for _ in range(self.config.sweeps):
                 trajectories.write(stretch, trajectories.solve(stretch, corrections))
                 residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
@@ -185,7 +184,6 @@ class ReplayKernel:
             self._finish(supports, residuals, stretch.next_q, corrections)
         targets = trajectories.solve(stretch, corrections if self.corrects_targets else nothing)
         trajectories.write(stretch, targets)
-        trajectories.close(stretch, corrections)
 
     def _rebase_over_n_steps(self, supports: Supports) -> None:
         memory = self.head.memory

@@ -25,7 +25,6 @@ class Stretch(NamedTuple):
         follows: whether the next entry continues the episode, [T].
         next_actions: what was done in the state reached; without meaning where nothing follows, [T].
         next_q: values of that state by the target network, [T, A].
-        greedy: the action in that state which the targets take, [T].
     """
 
     slots: Slots
@@ -34,7 +33,6 @@ class Stretch(NamedTuple):
     follows: Bool[Tensor, " steps"]
     next_actions: Int[Tensor, " steps"]
     next_q: Float[Tensor, "steps actions"]
-    greedy: Int[Tensor, " steps"]
 
 
 class Trajectories:
@@ -46,16 +44,14 @@ class Trajectories:
 
     Args:
         view: the replay buffer; its ``n_steps`` plays no part.
-        actions: number of actions A.
         trace_decay: λ, how much of the next step's target enters where the action taken there is the greedy one.
         device: where targets lie.
     """
 
-    def __init__(self, view: ReplayView, actions: int, trace_decay: float, device: torch.device) -> None:
+    def __init__(self, view: ReplayView, trace_decay: float, device: torch.device) -> None:
         self.view = ReplayView(view.buffer, 1, view.gamma, view.vec_normalize)
-        self.actions, self.trace_decay, self.device = actions, trace_decay, device
+        self.trace_decay, self.device = trace_decay, device
         self.targets = torch.zeros(0, device=device)
-        self.preferences = torch.zeros(0, actions, device=device)
         self.unknown_rows: int | None = None
         self._cursor = 0
 
@@ -94,10 +90,7 @@ class Trajectories:
         return slots, torch.from_numpy(~last & ~self.view.episode_ends(slots)).to(self.device)
 
     def open(self, slots: Slots, follows: Bool[Tensor, " steps"], next_q: Float[Tensor, "steps actions"]) -> Stretch:
-        """Begin a renewal.
-
-        The greedy action is chosen by the values of the renewal before, and so by another network than the one that
-        says what it is worth: H. van Hasselt's double Q-learning, with two generations of the target network.
+        """Read what a renewal needs besides values.
 
         Args:
             slots: from :meth:`next_slots`.
@@ -106,9 +99,6 @@ class Trajectories:
         """
         self._grow(int(slots.max()) + 1)
         steps = self.view.n_step(slots)
-        rows = torch.from_numpy(slots).to(self.device)
-        known = self._known(slots)
-        choosing = torch.where(known.unsqueeze(1), self.preferences[rows], next_q)
         return Stretch(
             slots,
             torch.from_numpy(steps.rewards).to(self.device),
@@ -116,7 +106,6 @@ class Trajectories:
             follows,
             self.view.actions(slots).to(self.device).roll(-1),
             next_q,
-            choosing.argmax(1),
         )
 
     def solve(self, stretch: Stretch, corrections: Float[Tensor, "steps actions"]) -> Float[Tensor, " steps"]:
@@ -126,11 +115,11 @@ class Trajectories:
             stretch: what :meth:`open` gave.
             corrections: R of the states reached, [T, A].
         """
-        values = (stretch.next_q + corrections).gather(1, stretch.greedy.unsqueeze(1)).squeeze(1)
+        values, greedy = (stretch.next_q + corrections).max(1)
         # What a terminal step leads to is worth nothing, finite or not.
         values = torch.where(stretch.discounts == 0.0, 0.0, values)
         good = stretch.rewards.isfinite() & values.isfinite()
-        goes_on = stretch.follows & good.roll(-1) & (stretch.next_actions == stretch.greedy)
+        goes_on = stretch.follows & good.roll(-1) & (stretch.next_actions == greedy)
         targets = trace_target(
             torch.where(good, stretch.rewards, 0.0),
             stretch.discounts,
@@ -140,25 +129,12 @@ class Trajectories:
         return torch.where(good, targets, torch.nan)
 
     def write(self, stretch: Stretch, targets: Float[Tensor, " steps"]) -> None:
-        """Store targets."""
+        """Store targets; every transition has one now."""
         self.targets[torch.from_numpy(stretch.slots).to(self.device)] = targets
-
-    def close(self, stretch: Stretch, corrections: Float[Tensor, "steps actions"]) -> None:
-        """End a renewal; the corrected values will choose the actions of the next one."""
-        self.preferences[torch.from_numpy(stretch.slots).to(self.device)] = stretch.next_q + corrections
         self.unknown_rows = 0
-
-    def _known(self, slots: Slots) -> Bool[Tensor, " steps"]:
-        """Which slots held the same transition at the last renewal."""
-        if self.unknown_rows is None:
-            return torch.zeros(len(slots), dtype=torch.bool, device=self.device)
-        new = self.view.newest(self.unknown_rows)
-        return torch.from_numpy(~np.isin(slots, new)).to(self.device)
 
     def _grow(self, rows: int) -> None:
         if rows <= len(self.targets):
             return
         rows = min(self.view.capacity, max(rows, 2 * len(self.targets), 1024))
-        more = rows - len(self.targets)
-        self.targets = torch.cat([self.targets, self.targets.new_zeros(more)])
-        self.preferences = torch.cat([self.preferences, self.preferences.new_zeros(more, self.actions)])
+        self.targets = torch.cat([self.targets, self.targets.new_zeros(rows - len(self.targets))])

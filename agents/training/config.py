@@ -200,9 +200,6 @@ class PPOConfig(NetworkConfig):
 class KernelTrainConfig(DoubleDQNConfig):
     """Settings of a deep Q-network with a kernel beside it."""
 
-    n_steps: Count = 1
-    """Rewards summed before bootstrapping where kernel.backup is n_step; 1 along trajectories."""
-
     huber_threshold: NonNegativeReal = 4.0
     """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
 
@@ -214,5 +211,5 @@ class KernelTrainConfig(DoubleDQNConfig):
 class KernelQConfig(QLearningConfig):
     """Settings of the kernel alone, without a network and without gradients."""
 
-    kernel: KernelConfig = field(default_factory=lambda: KernelConfig(head="network_free", backup="n_step"))
+    kernel: KernelConfig = field(default_factory=lambda: KernelConfig(head="network_free"))
     """What the value head remembers, how it predicts, and how often it is refreshed."""

@@ -77,8 +77,10 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "ddqn": (DoubleDQN, _off_policy(DoubleDQN, n_steps=3)),
     "kernel_ddqn": (KernelDDQN, _kernel(KernelDDQN, "residual")),
     "kernel_ddqn_ablated": (KernelDDQN, _kernel(KernelDDQN, "residual", **ABLATED)),
+    "kernel_ddqn_trajectory": (KernelDDQN, _kernel(KernelDDQN, "residual", backup="trajectory")),
     "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
+    "kernel_q_trajectory": (KernelQ, _kernel(KernelQ, "network_free", backup="trajectory")),
 }
 KERNEL_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, KernelDDQN)]
 OUR_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, DoubleDQN)]
@@ -193,14 +195,15 @@ def test_learns_from_several_environments_with_callbacks_and_schedules(agent) ->
     assert cls is KernelQ or model.policy.optimizer.param_groups[0]["lr"] < 1e-3
 
 
-@pytest.mark.parametrize("name", ["kernel_ddqn", "kernel_ddqn_ablated"])
+@pytest.mark.parametrize("name", ["kernel_ddqn", "kernel_ddqn_ablated", "kernel_ddqn_trajectory"])
 @pytest.mark.parametrize(("policy", "env_class"), [("CnnPolicy", PictureEnv), ("MultiInputPolicy", DictEnv)])
 def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(name, policy, env_class, tmp_path) -> None:
     if policy == "MultiInputPolicy":
         settings = {"policy_kwargs": {"net_arch": [16]}}
     else:
         settings = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}}
-    model = AGENTS[name][1](policy, env_class(), seed=0, n_steps=3, **settings).learn(150)
+    n_steps = 1 if "trajectory" in name else 3
+    model = AGENTS[name][1](policy, env_class(), seed=0, n_steps=n_steps, **settings).learn(150)
     assert model.replay_kernel.supports is not None
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     model.save(tmp_path / "model.zip")

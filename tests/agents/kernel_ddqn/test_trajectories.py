@@ -6,8 +6,9 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from agents import KernelDDQN
+from agents import KernelConfig, KernelDDQN
 from agents.common.replay_view import ReplayView
+from agents.common.schema import ConfigError
 from agents.kernel_ddqn import trajectories as module
 from agents.kernel_ddqn.trajectories import Stretch, Trajectories
 
@@ -30,7 +31,7 @@ def _buffer(rows: int, capacity: int = 200, n_envs: int = 1, seed: int = 0) -> R
 
 
 def _trajectories(buffer: ReplayBuffer) -> Trajectories:
-    return Trajectories(ReplayView(buffer, 3, GAMMA), ACTIONS, DECAY, torch.device("cpu"))
+    return Trajectories(ReplayView(buffer, 3, GAMMA), DECAY, torch.device("cpu"))
 
 
 def _open(trajectories: Trajectories, seed: int = 1) -> Stretch:
@@ -44,18 +45,14 @@ def _generator(seed: int) -> torch.Generator:
 
 def _renew(trajectories: Trajectories, seed: int = 1) -> Stretch:
     stretch = _open(trajectories, seed)
-    corrections = torch.zeros_like(stretch.next_q)
-    trajectories.write(stretch, trajectories.solve(stretch, corrections))
-    trajectories.close(stretch, corrections)
+    trajectories.write(stretch, trajectories.solve(stretch, torch.zeros_like(stretch.next_q)))
     return stretch
 
 
 def _by_loop(buffer: ReplayBuffer, stretch: Stretch) -> dict[int, float]:
     """Targets by slot, from the newest row of every environment to its oldest."""
-    values = stretch.next_q.gather(1, stretch.greedy.unsqueeze(1)).squeeze(1)
-    known = {
-        int(slot): (float(value), int(a)) for slot, value, a in zip(stretch.slots, values, stretch.greedy, strict=True)
-    }
+    best = zip(stretch.slots, *stretch.next_q.max(1), strict=True)
+    known = {int(slot): (float(value), int(action)) for slot, value, action in best}
     rows = [(buffer.pos - 1 - age) % buffer.buffer_size for age in range(buffer.size())]
     targets: dict[int, float] = {}
     for env in range(buffer.n_envs):
@@ -83,26 +80,15 @@ def test_targets_follow_the_greedy_parts_of_every_trajectory(rows: int, n_envs: 
         assert float(trajectories.targets[slot]) == pytest.approx(value, abs=1e-4)
 
 
-def test_the_action_is_chosen_by_the_renewal_before() -> None:
-    trajectories = _trajectories(_buffer(50))
-    first = _renew(trajectories, seed=1)
-    assert torch.equal(first.greedy, first.next_q.argmax(1))
-    second = _open(trajectories, seed=2)
-    assert torch.equal(second.greedy, first.next_q.argmax(1))
-    assert not torch.equal(second.greedy, second.next_q.argmax(1))
-
-
-def test_corrections_enter_the_value_and_the_next_choice() -> None:
+def test_corrections_enter_the_value_and_the_choice() -> None:
     trajectories = _trajectories(_buffer(50))
     stretch = _open(trajectories)
     corrections = torch.randn(stretch.next_q.shape, generator=_generator(3))
-    plain, corrected = trajectories.solve(stretch, 0 * corrections), trajectories.solve(stretch, corrections)
-    ends = ~stretch.follows & (stretch.discounts > 0)
-    assert ends.any()
-    added = corrections.gather(1, stretch.greedy.unsqueeze(1)).squeeze(1)
-    assert torch.allclose((corrected - plain)[ends], GAMMA * added[ends], atol=1e-5)
-    trajectories.close(stretch, corrections)
-    assert torch.equal(_open(trajectories, 2).greedy, (stretch.next_q + corrections).argmax(1))
+    as_values = stretch._replace(next_q=stretch.next_q + corrections)
+    nothing = torch.zeros_like(corrections)
+    corrected = trajectories.solve(stretch, corrections)
+    assert torch.equal(corrected, trajectories.solve(as_values, nothing))
+    assert not torch.equal(corrected, trajectories.solve(stretch, nothing))
 
 
 def test_a_transition_that_is_not_finite_harms_no_other() -> None:
@@ -118,7 +104,7 @@ def test_a_transition_that_is_not_finite_harms_no_other() -> None:
     assert dirty.isnan().nonzero().flatten().tolist() == [bad]
     assert torch.equal(dirty[bad + 1 :], clean[bad + 1 :])
     # What came before it takes the value of the state between them in place of its target.
-    one_step = buffer.rewards[bad - 1, 0] + GAMMA * float(before.next_q[bad - 1, before.greedy[bad - 1]])
+    one_step = buffer.rewards[bad - 1, 0] + GAMMA * float(before.next_q[bad - 1].max())
     assert float(dirty[bad - 1]) == pytest.approx(one_step, abs=1e-5)
 
 
@@ -153,17 +139,21 @@ def test_a_long_buffer_is_renewed_in_turns_and_its_newest_part_always(monkeypatc
     assert seen == set(range(200))
 
 
-def test_the_agent_learns_from_the_targets_of_its_trajectories() -> None:
-    model = KernelDDQN(
+def _agent(**kernel: int) -> KernelDDQN:
+    return KernelDDQN(
         "MlpPolicy",
         "CartPole-v1",
         learning_starts=50,
         target_update_interval=20,
         policy_kwargs={"net_arch": [16]},
-        kernel={"capacity": 100, "k": 4, "refresh_interval": 60},
+        kernel={"capacity": 100, "k": 4, "refresh_interval": 60, "backup": "trajectory", **kernel},
         seed=0,
         device="cpu",
     ).learn(300)
+
+
+def test_the_agent_keeps_a_target_of_every_transition() -> None:
+    model = _agent()
     kernel = model.replay_kernel
     assert kernel is not None
     assert kernel.trajectories is not None
@@ -174,16 +164,37 @@ def test_the_agent_learns_from_the_targets_of_its_trajectories() -> None:
     terminal = kernel.trajectories.view.n_step(slots).discounts == 0
     assert terminal.any()
     assert (targets[torch.from_numpy(terminal)] == 1.0).all()
-    supports, head = kernel.supports, model.q_net.head
+
+
+def test_residuals_of_the_supports_are_those_of_their_targets() -> None:
+    model = _agent(sweeps=1)
+    kernel = model.replay_kernel
+    assert kernel is not None
+    assert kernel.trajectories is not None
+    kernel.refresh(model.num_timesteps)
+    supports, trajectories = kernel.supports, kernel.trajectories
     assert supports is not None
+    slots, follows = trajectories.next_slots()
     with torch.no_grad():
+        next_q = model.q_net_target.prior_mean(kernel.view.next_observations(slots))
         values = model.q_net_target.prior_mean(supports.observations)
-        present = values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
-    stored = head.memory.targets.reshape(-1)[supports.filled]
-    # The targets were renewed once more by these very residuals.
-    assert (
-        torch.corrcoef(torch.stack([stored, (kernel.trajectories.lookup(supports.slots) - present)[supports.filled]]))[
-            0, 1
-        ]
-        > 0.95
+    # The one sweep begins without corrections, and the targets that are kept carry those of its residuals.
+    uncorrected = torch.zeros(kernel.view.size)
+    stretch = trajectories.open(slots, follows, next_q)
+    uncorrected[torch.from_numpy(slots)] = trajectories.solve(stretch, torch.zeros_like(next_q))
+    present = values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
+    expected = (uncorrected[torch.from_numpy(supports.slots)] - present)[supports.filled]
+    stored = model.q_net.head.memory.targets.reshape(-1)[supports.filled]
+    assert torch.allclose(stored, expected, atol=1e-4)
+    assert torch.allclose(
+        trajectories.lookup(slots), trajectories.solve(stretch, kernel.next_corrections(slots)), atol=1e-4
     )
+
+
+def test_steps_of_a_return_are_refused_where_trajectories_are_followed() -> None:
+    along = {"backup": "trajectory"}
+    assert KernelDDQN("MlpPolicy", "CartPole-v1", kernel=along).n_steps == 1
+    with pytest.raises(ConfigError, match=r"n_steps is 3, but .* set n_steps to 1, or kernel.backup to n_step"):
+        KernelDDQN("MlpPolicy", "CartPole-v1", kernel=along, n_steps=3)
+    with pytest.raises(ConfigError, match=r"kernel.trace_decay is 0.5, but n_step backups follow no trace"):
+        KernelConfig(trace_decay=0.5)

@@ -95,7 +95,6 @@ def test_unknown_agent_names_the_nearest() -> None:
 def test_model_honours_every_setting(agent: str) -> None:
     words = ["--agent", agent, *SMALL, "--gamma", "0.7", "--n-steps", "2", "--train-freq", "3"]
     words += ["--target-update-interval", "60", "--exploration-fraction", "0.3", "--verbose", "0", "--seed", "5"]
-    words += ["--kernel.backup", "n_step"] if agent in ("kernel_ddqn", "knn_ddqn") else []
     gradients = AGENTS[agent].config is not AGENTS["kernel_q"].config
     if gradients:
         words += ["--net-arch", "16", "--batch-size", "8", "--tau", "0.5"]
