@@ -181,7 +181,7 @@ class ReplayKernel:
                 trajectories.write(stretch, trajectories.solve(stretch, corrections))
                 residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
                 corrections = self.table.read(slots, residuals)
-            self._finish(supports, residuals, stretch.next_q, corrections)
+            self._finish(supports, residuals, _choices_changed(stretch.next_q, corrections).float().mean())
         targets = trajectories.solve(stretch, corrections if self.corrects_targets else nothing)
         trajectories.write(stretch, targets)
 
@@ -199,8 +199,8 @@ class ReplayKernel:
             residuals = self._residuals(improved - present, supports.filled)
             corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
         self.supports = supports._replace(next_corrections=corrections)
-        filled = supports.filled
-        self._finish(supports, residuals, evaluating[filled], corrections.mT[filled])
+        changed = _choices_changed(evaluating, corrections.mT) & supports.filled
+        self._finish(supports, residuals, changed.sum() / supports.filled.sum())
 
     def _present_values(self, supports: Supports) -> Float[Tensor, " points"]:
         """What the target network says of the supports, [m]."""
@@ -213,11 +213,11 @@ class ReplayKernel:
         """Zero where there is no support, and where its target is not finite, [m]."""
         return torch.where(kept & differences.isfinite(), differences, 0.0)
 
-    def _finish(self, supports: Supports, residuals: Tensor, next_q: Tensor, corrections: Tensor) -> None:
-        """Write the residuals to both heads, and describe the refresh by some next states, [n, A] each."""
+    def _finish(self, supports: Supports, residuals: Tensor, changed_share: Tensor) -> None:
+        """Write the residuals to both heads, and describe the refresh."""
         self.head.write_targets(residuals.view(self.head.memory.mask.shape))
         self.q_net_target.copy_kernel(self.q_net)
-        self.diagnostics.changed_share = (next_q.argmax(1) != (next_q + corrections).argmax(1)).float().mean()
+        self.diagnostics.changed_share = changed_share
         self.diagnostics.residual_abs_mean = residuals.abs().sum() / supports.filled.sum()
 
     def extend(self) -> None:
@@ -275,6 +275,13 @@ class ReplayKernel:
         count = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         parts = [network.prior_mean(_rows(observations, start, start + CHUNK)) for start in range(0, count, CHUNK)]
         return torch.cat(parts)
+
+
+def _choices_changed(
+    values: Float[Tensor, "states actions"], corrections: Float[Tensor, "states actions"]
+) -> Bool[Tensor, " states"]:
+    """Where the corrections make another action the greedy one."""
+    return values.argmax(1) != (values + corrections).argmax(1)
 
 
 def _rows(observations: PyTorchObs, start: int, stop: int) -> PyTorchObs:

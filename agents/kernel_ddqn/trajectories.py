@@ -79,7 +79,7 @@ class Trajectories:
         parts = [rows]
         if self.unknown_rows is not None and rows.size > MOST_AT_ONCE:
             half = MOST_AT_ONCE // (2 * rows.shape[1])
-            older = len(rows) - max(half, self.unknown_rows)
+            older = max(0, len(rows) - max(half, self.unknown_rows))
             start = self._cursor if self._cursor < older else 0
             stop = self._cursor = min(start + half, older)
             parts = [rows[start:stop], rows[older:]]
