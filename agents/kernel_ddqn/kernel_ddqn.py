@@ -12,7 +12,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.replay_view import ReplayView
-from agents.common.schema import ConfigError
 from agents.double_dqn import DoubleDQN, TransitionBatch
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.policies import (
@@ -32,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "train_freq": 4,
     "gradient_steps": 4,
+    "n_steps": 3,
     "target_update_interval": 100,
     "exploration_fraction": 0.12,
     "huber_threshold": 4.0,
@@ -51,12 +51,11 @@ class KernelDDQN(DoubleDQN):
         env: environment with discrete actions, or its id.
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
         **kwargs: every argument of :class:`stable_baselines3.DQN`; the defaults differ where :data:`DEFAULTS` says.
-            n-step returns, of 3 steps by default, serve every observation space here;
-            ``kernel={"backup": "trajectory"}`` takes none, for it sums rewards as far as a trajectory is greedy.
+            n-step returns serve every observation space here.
 
     Raises:
-        ValueError: the policy has no kernel, its head is one for another algorithm, ``n_steps`` is given for backups
-            along trajectories, or the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say).
+        ValueError: the policy has no kernel, its head is one for another algorithm, or the replay buffer cannot be read
+            by slot (:class:`HerReplayBuffer`, say).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -85,8 +84,6 @@ class KernelDDQN(DoubleDQN):
         chosen = policy_kwargs.get("kernel") if kernel is None else kernel
         if chosen is not None:
             policy_kwargs["kernel"] = asdict(chosen) if isinstance(chosen, KernelConfig) else dict(chosen)
-        along = policy_kwargs.get("kernel", {}).get("backup") == "trajectory"
-        settings.setdefault("n_steps", 1 if along else 3)
         policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
         if policy_kwargs["net_arch"] is None:
             del policy_kwargs["net_arch"]
@@ -130,11 +127,6 @@ class KernelDDQN(DoubleDQN):
             raise ValueError(
                 f"kernel.head is '{head}', but {name} takes {' or '.join(self.heads)}; "
                 "'network_free' belongs to KernelQ, the others to KernelDDQN"
-            )
-        if self.policy.kernel.backup == "trajectory" and self.n_steps != 1:
-            raise ConfigError(
-                f"n_steps is {self.n_steps}, but backups along trajectories sum rewards as far as these are greedy; "
-                "set n_steps to 1, or kernel.backup to n_step"
             )
         self._view()
 

@@ -164,11 +164,9 @@ class ReplayKernel:
 
     def _rebase_along(self, trajectories: Trajectories) -> None:
         """The residuals, and with them a target of every stored transition."""
-        slots, follows = trajectories.next_slots()
-        stretch = trajectories.open(
-            slots, follows, self._prior_means(self.q_net_target, self.view.next_observations(slots))
-        )
-        corrections = nothing = torch.zeros_like(stretch.next_q)
+        stretch = trajectories.open()
+        next_q = self._prior_means(self.q_net_target, self.view.next_observations(stretch.last_slots))
+        corrections = nothing = torch.zeros_like(next_q)
         supports = self.supports
         if supports is not None:
             present = self._present_values(supports)
@@ -176,14 +174,14 @@ class ReplayKernel:
             kept = supports.filled & ~overwritten.to(supports.filled.device)
             if self.warm_start:
                 before = self._residuals(trajectories.lookup(supports.slots) - present, kept)
-                corrections = self.table.read(slots, before)
+                corrections = self.table.read(stretch.last_slots, before)
             for _ in range(self.config.sweeps):
-                trajectories.write(stretch, trajectories.solve(stretch, corrections))
+                trajectories.write(stretch, trajectories.solve(stretch, next_q + corrections))
                 residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
-                corrections = self.table.read(slots, residuals)
-            self._finish(supports, residuals, _choices_changed(stretch.next_q, corrections).float().mean())
-        targets = trajectories.solve(stretch, corrections if self.corrects_targets else nothing)
-        trajectories.write(stretch, targets)
+                corrections = self.table.read(stretch.last_slots, residuals)
+            self._finish(supports, residuals, _choices_changed(next_q, corrections).float().mean())
+        entering = corrections if self.corrects_targets else nothing
+        trajectories.write(stretch, trajectories.solve(stretch, next_q + entering))
 
     def _rebase_over_n_steps(self, supports: Supports) -> None:
         memory = self.head.memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from agents.common.replay_view import ReplayView, Slots
@@ -20,19 +21,19 @@ class Stretch(NamedTuple):
 
     Attributes:
         slots: where they are stored, [T].
-        rewards: of one step, [T].
-        discounts: γ, zero where the step terminated its episode, [T].
-        follows: whether the next entry continues the episode, [T].
-        next_actions: what was done in the state reached; without meaning where nothing follows, [T].
-        next_q: values of that state by the target network, [T, A].
+        last_slots: where the transitions are stored that lead to the state reached after n steps, [T].
+        rewards: n-step returns, [T].
+        discounts: γⁿ, zero where the episode terminated, [T].
+        follows: whether the n-th entry from here begins in the state reached, [T].
+        next_actions: what was done in that state; without meaning where nothing follows, [T].
     """
 
     slots: Slots
+    last_slots: Slots
     rewards: Float[Tensor, " steps"]
     discounts: Float[Tensor, " steps"]
     follows: Bool[Tensor, " steps"]
     next_actions: Int[Tensor, " steps"]
-    next_q: Float[Tensor, "steps actions"]
 
 
 class Trajectories:
@@ -43,14 +44,13 @@ class Trajectories:
     ``MOST_AT_ONCE`` transitions a renewal takes the newest half of that, and the next part of the older ones in turn.
 
     Args:
-        view: the replay buffer; its ``n_steps`` plays no part.
-        trace_decay: λ, how much of the next step's target enters where the action taken there is the greedy one.
+        view: the replay buffer; the first ``n_steps`` of its returns are taken whatever was done in them.
+        trace_decay: λ, how much of the target after n steps enters where the action taken there is the greedy one.
         device: where targets lie.
     """
 
     def __init__(self, view: ReplayView, trace_decay: float, device: torch.device) -> None:
-        self.view = ReplayView(view.buffer, 1, view.gamma, view.vec_normalize)
-        self.trace_decay, self.device = trace_decay, device
+        self.view, self.trace_decay, self.device = view, trace_decay, device
         self.targets = torch.zeros(0, device=device)
         self.unknown_rows: int | None = None
         self._cursor = 0
@@ -73,8 +73,53 @@ class Trajectories:
         """Targets of given slots, [B]."""
         return self.targets[torch.from_numpy(slots).to(self.device)]
 
-    def next_slots(self) -> tuple[Slots, Bool[Tensor, " steps"]]:
-        """What the coming renewal is about, and whether each entry is continued by the next one."""
+    def open(self) -> Stretch:
+        """What the coming renewal is about, without values."""
+        slots, follows = self._next_slots()
+        self._grow(int(slots.max()) + 1)
+        n_steps, going_on = self.view.n_steps, follows
+        for _ in range(n_steps - 1):
+            # Where the last entries wrap around to the first ones nothing follows either.
+            follows = np.roll(follows, -1)
+            going_on = going_on & follows
+        steps = self.view.n_step(slots)
+        return Stretch(
+            slots,
+            steps.last_slots,
+            torch.from_numpy(steps.rewards).to(self.device),
+            torch.from_numpy(steps.discounts).to(self.device),
+            torch.from_numpy(going_on).to(self.device),
+            self.view.actions(slots).to(self.device).roll(-n_steps),
+        )
+
+    def solve(self, stretch: Stretch, next_q: Float[Tensor, "steps actions"]) -> Float[Tensor, " steps"]:
+        """Targets, [T]; NaN where a transition is not finite, which harms no other but those whose n steps hold it.
+
+        Args:
+            stretch: what :meth:`open` gave.
+            next_q: action values of the states reached, [T, A].
+        """
+        values, greedy = next_q.max(1)
+        # What a terminal step leads to is worth nothing, finite or not.
+        values = torch.where(stretch.discounts == 0.0, 0.0, values)
+        good = stretch.rewards.isfinite() & values.isfinite()
+        goes_on = stretch.follows & good.roll(-self.view.n_steps) & (stretch.next_actions == greedy)
+        targets = trace_target(
+            torch.where(good, stretch.rewards, 0.0),
+            stretch.discounts,
+            torch.where(good, values, 0.0),
+            self.trace_decay * goes_on,
+            self.view.n_steps,
+        )
+        return torch.where(good, targets, torch.nan)
+
+    def write(self, stretch: Stretch, targets: Float[Tensor, " steps"]) -> None:
+        """Store targets; every transition has one now."""
+        self.targets[torch.from_numpy(stretch.slots).to(self.device)] = targets
+        self.unknown_rows = 0
+
+    def _next_slots(self) -> tuple[Slots, npt.NDArray[np.bool_]]:
+        """Slots in the order of time, and whether each entry is continued by the next one."""
         rows = self.view.slots().reshape(-1, self.view.buffer.n_envs)
         parts = [rows]
         if self.unknown_rows is not None and rows.size > MOST_AT_ONCE:
@@ -87,51 +132,7 @@ class Trajectories:
         last = np.zeros(len(slots), dtype=np.bool_)
         ends = np.cumsum([len(part) for part in parts for _ in range(rows.shape[1])])
         last[ends[ends > 0] - 1] = True
-        return slots, torch.from_numpy(~last & ~self.view.episode_ends(slots)).to(self.device)
-
-    def open(self, slots: Slots, follows: Bool[Tensor, " steps"], next_q: Float[Tensor, "steps actions"]) -> Stretch:
-        """Read what a renewal needs besides values.
-
-        Args:
-            slots: from :meth:`next_slots`.
-            follows: from :meth:`next_slots`.
-            next_q: values of the states that these transitions reached by the target network, [T, A].
-        """
-        self._grow(int(slots.max()) + 1)
-        steps = self.view.n_step(slots)
-        return Stretch(
-            slots,
-            torch.from_numpy(steps.rewards).to(self.device),
-            torch.from_numpy(steps.discounts).to(self.device),
-            follows,
-            self.view.actions(slots).to(self.device).roll(-1),
-            next_q,
-        )
-
-    def solve(self, stretch: Stretch, corrections: Float[Tensor, "steps actions"]) -> Float[Tensor, " steps"]:
-        """Targets with corrected next values, [T]; NaN where a transition is not finite, which harms no other.
-
-        Args:
-            stretch: what :meth:`open` gave.
-            corrections: R of the states reached, [T, A].
-        """
-        values, greedy = (stretch.next_q + corrections).max(1)
-        # What a terminal step leads to is worth nothing, finite or not.
-        values = torch.where(stretch.discounts == 0.0, 0.0, values)
-        good = stretch.rewards.isfinite() & values.isfinite()
-        goes_on = stretch.follows & good.roll(-1) & (stretch.next_actions == greedy)
-        targets = trace_target(
-            torch.where(good, stretch.rewards, 0.0),
-            stretch.discounts,
-            torch.where(good, values, 0.0),
-            self.trace_decay * goes_on,
-        )
-        return torch.where(good, targets, torch.nan)
-
-    def write(self, stretch: Stretch, targets: Float[Tensor, " steps"]) -> None:
-        """Store targets; every transition has one now."""
-        self.targets[torch.from_numpy(stretch.slots).to(self.device)] = targets
-        self.unknown_rows = 0
+        return slots, ~last & ~self.view.episode_ends(slots)
 
     def _grow(self, rows: int) -> None:
         if rows <= len(self.targets):
