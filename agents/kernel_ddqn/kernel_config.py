@@ -60,10 +60,10 @@ class KernelConfig:
     """`neighbors`: that length; `leave_one_out`: ½, 1, 2 or 4 times it, whichever erred least at the last rebuild."""
 
     backup: Literal["n_step", "trajectory"] = "n_step"
-    """Bellman backups over `n_step` returns, or along stored trajectories as far as they are greedy (`trajectory`)."""
+    """Bellman backups over `n_step` returns, or from there on along the `trajectory` while that is greedy."""
 
     trace_decay: Fraction = 0.9
-    """λ of the backups along trajectories: how much of the next step's target enters in place of its value."""
+    """λ of the backups along trajectories: how much of the later target enters in place of the value there."""
 
     sweeps: Count = 5
     """Bellman backups through the cached neighbours at every refresh."""

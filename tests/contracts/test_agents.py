@@ -202,8 +202,7 @@ def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(name, policy, env
         settings = {"policy_kwargs": {"net_arch": [16]}}
     else:
         settings = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}}
-    n_steps = 1 if "trajectory" in name else 3
-    model = AGENTS[name][1](policy, env_class(), seed=0, n_steps=n_steps, **settings).learn(150)
+    model = AGENTS[name][1](policy, env_class(), seed=0, n_steps=3, **settings).learn(150)
     assert model.replay_kernel.supports is not None
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     model.save(tmp_path / "model.zip")

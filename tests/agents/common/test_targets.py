@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from agents.common.targets import double_q_target, trace_target
@@ -18,18 +19,19 @@ def test_the_online_network_chooses_and_the_target_network_evaluates() -> None:
     assert target.item() == -5.0
 
 
-def test_traces_match_a_loop_from_the_end() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for count in (1, 2, 7, 64, 301):
-        rewards, values = torch.randn(2, count, generator=generator)
-        discounts = 0.97 * (torch.rand(count, generator=generator) > 0.1)
-        traces = 0.9 * (torch.rand(count, generator=generator) > 0.2)
-        traces[-1] = 0.0
-        expected = torch.zeros(count + 1)
-        for t in reversed(range(count)):
-            ahead = (1.0 - traces[t]) * values[t] + traces[t] * expected[t + 1]
-            expected[t] = rewards[t] + discounts[t] * ahead
-        assert torch.allclose(trace_target(rewards, discounts, values, traces), expected[:-1], atol=1e-4)
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 301])
+def test_traces_match_a_loop_from_the_end(count, n_steps) -> None:
+    generator = torch.Generator().manual_seed(count)
+    rewards, values = torch.randn(2, count, generator=generator)
+    discounts = 0.97 * (torch.rand(count, generator=generator) > 0.1)
+    traces = 0.9 * (torch.rand(count, generator=generator) > 0.2)
+    traces[-n_steps:] = 0.0
+    expected = torch.zeros(count + n_steps)
+    for t in reversed(range(count)):
+        ahead = (1.0 - traces[t]) * values[t] + traces[t] * expected[t + n_steps]
+        expected[t] = rewards[t] + discounts[t] * ahead
+    assert torch.allclose(trace_target(rewards, discounts, values, traces, n_steps), expected[:count], atol=1e-4)
 
 
 def test_a_full_trace_is_the_return_and_none_is_one_step() -> None:

@@ -30,73 +30,63 @@ def _buffer(rows: int, capacity: int = 200, n_envs: int = 1, seed: int = 0) -> R
     return buffer
 
 
-def _trajectories(buffer: ReplayBuffer) -> Trajectories:
-    return Trajectories(ReplayView(buffer, 3, GAMMA), DECAY, torch.device("cpu"))
+def _trajectories(buffer: ReplayBuffer, n_steps: int = 1) -> Trajectories:
+    return Trajectories(ReplayView(buffer, n_steps, GAMMA), DECAY, torch.device("cpu"))
 
 
-def _open(trajectories: Trajectories, seed: int = 1) -> Stretch:
-    slots, follows = trajectories.next_slots()
-    return trajectories.open(slots, follows, torch.randn(len(slots), ACTIONS, generator=_generator(seed)))
+def _next_q(stretch: Stretch, seed: int = 1) -> torch.Tensor:
+    """Action values of the states reached, made up."""
+    return torch.randn(len(stretch.slots), ACTIONS, generator=torch.Generator().manual_seed(seed))
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def _renew(trajectories: Trajectories) -> tuple[Stretch, torch.Tensor]:
+    stretch = trajectories.open()
+    next_q = _next_q(stretch)
+    trajectories.write(stretch, trajectories.solve(stretch, next_q))
+    return stretch, next_q
 
 
-def _renew(trajectories: Trajectories, seed: int = 1) -> Stretch:
-    stretch = _open(trajectories, seed)
-    trajectories.write(stretch, trajectories.solve(stretch, torch.zeros_like(stretch.next_q)))
-    return stretch
-
-
-def _by_loop(buffer: ReplayBuffer, stretch: Stretch) -> dict[int, float]:
+def _by_loop(buffer: ReplayBuffer, n_steps: int, stretch: Stretch, next_q: torch.Tensor) -> dict[int, float]:
     """Targets by slot, from the newest row of every environment to its oldest."""
-    best = zip(stretch.slots, *stretch.next_q.max(1), strict=True)
+    best = zip(stretch.slots, *next_q.max(1), strict=True)
     known = {int(slot): (float(value), int(action)) for slot, value, action in best}
-    rows = [(buffer.pos - 1 - age) % buffer.buffer_size for age in range(buffer.size())]
+    rows = [(buffer.pos - buffer.size() + age) % buffer.buffer_size for age in range(buffer.size())]
     targets: dict[int, float] = {}
     for env in range(buffer.n_envs):
-        newer: int | None = None
-        for row in rows:
-            slot = row * buffer.n_envs + env
+        for index in reversed(range(len(rows))):
+            slot = rows[index] * buffer.n_envs + env
             value, greedy = known[slot]
-            done, cut = bool(buffer.dones[row, env]), bool(buffer.timeouts[row, env])
-            if newer is not None and not done and buffer.actions[newer, env, 0] == greedy:
-                value = (1 - DECAY) * value + DECAY * targets[newer * buffer.n_envs + env]
-            discount = 0.0 if done and not cut else GAMMA
-            targets[slot] = float(buffer.rewards[row, env]) + discount * value
-            newer = row
+            total, discount, reached = 0.0, 1.0, index
+            for reached in range(index, min(index + n_steps, len(rows))):
+                total += discount * float(buffer.rewards[rows[reached], env])
+                discount *= GAMMA
+                if buffer.dones[rows[reached], env]:
+                    break
+            done, cut = (bool(flags[rows[reached], env]) for flags in (buffer.dones, buffer.timeouts))
+            ahead = index + n_steps
+            if not done and ahead < len(rows) and buffer.actions[rows[ahead], env, 0] == greedy:
+                value = (1 - DECAY) * value + DECAY * targets[rows[ahead] * buffer.n_envs + env]
+            targets[slot] = total + (0.0 if done and not cut else discount) * value
     return targets
 
 
+@pytest.mark.parametrize("n_steps", [1, 3])
 @pytest.mark.parametrize(("rows", "n_envs"), [(1, 1), (60, 1), (60, 3), (290, 1), (290, 3)])
-def test_targets_follow_the_greedy_parts_of_every_trajectory(rows: int, n_envs: int) -> None:
+def test_targets_follow_the_greedy_parts_of_every_trajectory(rows: int, n_envs: int, n_steps: int) -> None:
     buffer = _buffer(rows, n_envs=n_envs)
-    trajectories = _trajectories(buffer)
-    stretch = _renew(trajectories)
-    expected = _by_loop(buffer, stretch)
+    trajectories = _trajectories(buffer, n_steps)
+    expected = _by_loop(buffer, n_steps, *_renew(trajectories))
     assert len(expected) == min(rows, 200) * n_envs
     for slot, value in expected.items():
         assert float(trajectories.targets[slot]) == pytest.approx(value, abs=1e-4)
 
 
-def test_corrections_enter_the_value_and_the_choice() -> None:
-    trajectories = _trajectories(_buffer(50))
-    stretch = _open(trajectories)
-    corrections = torch.randn(stretch.next_q.shape, generator=_generator(3))
-    as_values = stretch._replace(next_q=stretch.next_q + corrections)
-    nothing = torch.zeros_like(corrections)
-    corrected = trajectories.solve(stretch, corrections)
-    assert torch.equal(corrected, trajectories.solve(as_values, nothing))
-    assert not torch.equal(corrected, trajectories.solve(stretch, nothing))
-
-
 def test_a_transition_that_is_not_finite_harms_no_other() -> None:
     buffer = _buffer(60)
     trajectories = _trajectories(buffer)
-    before = _renew(trajectories)
+    stretch, next_q = _renew(trajectories)
     clean = trajectories.targets[:60].clone()
-    bad = int(torch.nonzero(before.follows[:-1] & before.follows[1:])[5])
+    bad = int(torch.nonzero(stretch.follows[:-1] & stretch.follows[1:])[5])
     buffer.rewards[bad] = np.nan
     again = _trajectories(buffer)
     _renew(again)
@@ -104,7 +94,7 @@ def test_a_transition_that_is_not_finite_harms_no_other() -> None:
     assert dirty.isnan().nonzero().flatten().tolist() == [bad]
     assert torch.equal(dirty[bad + 1 :], clean[bad + 1 :])
     # What came before it takes the value of the state between them in place of its target.
-    one_step = buffer.rewards[bad - 1, 0] + GAMMA * float(before.next_q[bad - 1].max())
+    one_step = buffer.rewards[bad - 1, 0] + GAMMA * float(next_q[bad - 1].max())
     assert float(dirty[bad - 1]) == pytest.approx(one_step, abs=1e-5)
 
 
@@ -127,11 +117,11 @@ def test_a_long_buffer_is_renewed_in_turns_and_its_newest_part_always(monkeypatc
     monkeypatch.setattr(module, "MOST_AT_ONCE", 40)
     buffer = _buffer(200)
     trajectories = _trajectories(buffer)
-    everything = _renew(trajectories)
+    everything, _ = _renew(trajectories)
     assert len(everything.slots) == 200
     seen: set[int] = set()
     for _ in range(9):
-        stretch = _renew(trajectories)
+        stretch, _ = _renew(trajectories)
         assert len(stretch.slots) == 40
         assert set(stretch.slots) >= set(range(180, 200))
         assert not stretch.follows[19]  # the older part ends here, far from the newest
@@ -161,9 +151,9 @@ def test_the_agent_keeps_a_target_of_every_transition() -> None:
     slots = kernel.view.slots()
     targets = kernel.trajectories.lookup(slots)
     assert targets.isfinite().all()
-    terminal = kernel.trajectories.view.n_step(slots).discounts == 0
-    assert terminal.any()
-    assert (targets[torch.from_numpy(terminal)] == 1.0).all()
+    last_of_its_episode = kernel.view.episode_ends(slots)
+    assert last_of_its_episode.any()
+    assert (targets[torch.from_numpy(last_of_its_episode)] == 1.0).all()
 
 
 def test_residuals_of_the_supports_are_those_of_their_targets() -> None:
@@ -174,27 +164,21 @@ def test_residuals_of_the_supports_are_those_of_their_targets() -> None:
     kernel.refresh(model.num_timesteps)
     supports, trajectories = kernel.supports, kernel.trajectories
     assert supports is not None
-    slots, follows = trajectories.next_slots()
+    stretch = trajectories.open()
     with torch.no_grad():
-        next_q = model.q_net_target.prior_mean(kernel.view.next_observations(slots))
+        next_q = model.q_net_target.prior_mean(kernel.view.next_observations(stretch.last_slots))
         values = model.q_net_target.prior_mean(supports.observations)
     # The one sweep begins without corrections, and the targets that are kept carry those of its residuals.
     uncorrected = torch.zeros(kernel.view.size)
-    stretch = trajectories.open(slots, follows, next_q)
-    uncorrected[torch.from_numpy(slots)] = trajectories.solve(stretch, torch.zeros_like(next_q))
+    uncorrected[torch.from_numpy(stretch.slots)] = trajectories.solve(stretch, next_q)
     present = values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
     expected = (uncorrected[torch.from_numpy(supports.slots)] - present)[supports.filled]
     stored = model.q_net.head.memory.targets.reshape(-1)[supports.filled]
     assert torch.allclose(stored, expected, atol=1e-4)
-    assert torch.allclose(
-        trajectories.lookup(slots), trajectories.solve(stretch, kernel.next_corrections(slots)), atol=1e-4
-    )
+    kept = trajectories.solve(stretch, next_q + kernel.next_corrections(stretch.last_slots))
+    assert torch.allclose(trajectories.lookup(stretch.slots), kept, atol=1e-4)
 
 
-def test_steps_of_a_return_are_refused_where_trajectories_are_followed() -> None:
-    along = {"backup": "trajectory"}
-    assert KernelDDQN("MlpPolicy", "CartPole-v1", kernel=along).n_steps == 1
-    with pytest.raises(ConfigError, match=r"n_steps is 3, but .* set n_steps to 1, or kernel.backup to n_step"):
-        KernelDDQN("MlpPolicy", "CartPole-v1", kernel=along, n_steps=3)
+def test_a_trace_decay_without_traces_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"kernel.trace_decay is 0.5, but n_step backups follow no trace"):
         KernelConfig(trace_decay=0.5)
