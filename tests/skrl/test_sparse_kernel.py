@@ -378,9 +378,10 @@ def test_module_equals_function(kernel: str) -> None:
     given = data()
     expected = predict(given, 8, kernel)
     sparse = module(given, kernel=kernel)
-    assert torch.equal(sparse(given.queries), expected.mean)
+    # Other loops are compiled for supports at hand; compilers round a sum in an order of their own.
+    assert_near(sparse(given.queries), expected.mean, 1e-12)
     for left, right in zip(sparse.predict(given.queries), expected, strict=True):
-        assert torch.equal(left, right)
+        assert_near(left, right, 1e-12)
 
 
 def test_tensors_are_fixed_and_parameters_learned() -> None:
@@ -446,7 +447,7 @@ def test_module_with_a_prior_mean() -> None:
     given, network = data(), nn.Linear(3, 2).double()
     sparse = module(given, prior_mean=network)
     expected = sparse_kernel(*given, lengthscale=LENGTHSCALE, ridge=RIDGE, k=8, prior_mean=network)
-    assert torch.equal(sparse(given.queries), expected.mean)
+    assert_near(sparse(given.queries), expected.mean, 1e-12)
     assert set(dict(sparse.named_parameters())) == {"prior_mean.weight", "prior_mean.bias"}
 
 

@@ -63,8 +63,9 @@ def assert_fresh(sparse: SparseKernel, queries: Tensor = QUERIES) -> None:
     assert ridge is not None
     expected = sparse_kernel(queries, features, targets, k=6, lengthscale=lengthscale, ridge=ridge)
     answer = sparse.predict(queries)
-    assert torch.equal(answer.mean, expected.mean)
-    assert torch.equal(answer.variance, expected.variance)
+    # To rounding: each has compiled loops of its own.
+    torch.testing.assert_close(answer.mean, expected.mean)
+    torch.testing.assert_close(answer.variance, expected.variance)
 
 
 def test_supports_are_made_ready_once(made: list[int]) -> None:
