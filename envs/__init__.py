@@ -1,6 +1,15 @@
 """Environments: vectorised construction of any Gymnasium id, and small decision processes with known values."""
 
+from envs.episode_quota import EpisodeQuota
 from envs.make_env import UnknownEnvironmentError, make_env
 from envs.tabular import ChainEnv, GridWorldEnv, TabularEnv, value_iteration
 
-__all__ = ["ChainEnv", "GridWorldEnv", "TabularEnv", "UnknownEnvironmentError", "make_env", "value_iteration"]
+__all__ = [
+    "ChainEnv",
+    "EpisodeQuota",
+    "GridWorldEnv",
+    "TabularEnv",
+    "UnknownEnvironmentError",
+    "make_env",
+    "value_iteration",
+]

@@ -11,10 +11,12 @@ import ale_py
 import gymnasium as gym
 from ale_py import ALEInterface, LoggerMode
 from gymnasium.envs.registration import registry
-from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from envs import tabular
+from envs.episode_quota import EpisodeQuota
 
 ATARI_NAMESPACE = "ALE/"
 MINATAR_NAMESPACE = "MinAtar/"
@@ -51,7 +53,7 @@ def make_env(
         n_envs: copies stepped together in this process.
         seed: seed of the first copy, the next ones count up; None for an arbitrary one.
         evaluation: whether the return is to be the game's own: Atari rewards are then not clipped to their sign, and
-            the loss of a life does not end the episode.
+            the loss of a life does not end the episode. Each copy then is an :class:`EpisodeQuota`, too.
         env_kwargs: arguments of the environment's constructor.
 
     Returns:
@@ -61,15 +63,18 @@ def make_env(
         UnknownEnvironmentError: no such id; the message names the nearest one.
     """
     require_known(env_id)
-    kwargs = env_kwargs or {}
-    if not env_id.startswith(ATARI_NAMESPACE):
-        return make_vec_env(env_id, n_envs=n_envs, seed=seed, env_kwargs=kwargs)
-    ALEInterface.setLoggerMode(LoggerMode.Error)
-    wrapper_kwargs = {"terminal_on_life_loss": not evaluation, "clip_reward": not evaluation}
-    env = make_atari_env(
-        env_id, n_envs=n_envs, seed=seed, wrapper_kwargs=wrapper_kwargs, env_kwargs={**ATARI_KWARGS, **kwargs}
-    )
-    return VecFrameStack(env, n_stack=STACKED_FRAMES)
+    kwargs, is_atari = env_kwargs or {}, env_id.startswith(ATARI_NAMESPACE)
+    if is_atari:
+        ALEInterface.setLoggerMode(LoggerMode.Error)
+        kwargs = {**ATARI_KWARGS, **kwargs}
+
+    def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        if is_atari:
+            env = AtariWrapper(env, terminal_on_life_loss=not evaluation, clip_reward=not evaluation)
+        return EpisodeQuota(env) if evaluation else env
+
+    env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=wrapped, env_kwargs=kwargs)
+    return VecFrameStack(env, n_stack=STACKED_FRAMES) if is_atari else env
 
 
 def require_known(env_id: str) -> None:

@@ -53,7 +53,7 @@ def evaluate_greedily(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: in
 
     Args:
         model: a trained algorithm.
-        env: an environment of its own, apart from the training one.
+        env: an environment of its own, apart from the training one, as `make_env` makes for evaluation.
         episodes: how many to play.
         seed: seed of the environment's next reset.
 
@@ -61,6 +61,9 @@ def evaluate_greedily(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: in
         Returns and lengths, as `Monitor` counts them: undiscounted, in environment steps.
     """
     env.seed(seed)
+    for copy in range(env.num_envs):
+        # As evaluate_policy shares episodes out.
+        env.env_method("set_quota", (episodes + copy) // env.num_envs, indices=copy)
     returns, lengths = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True)
     assert isinstance(returns, list)
     assert isinstance(lengths, list)

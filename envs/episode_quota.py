@@ -1,0 +1,47 @@
+"""A number of episodes to play, and rest after them."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+
+
+class EpisodeQuota(gym.Wrapper[Any, Any, Any, Any]):
+    """Rest after a given number of episodes: repeat the last observation, unrewarded, and never end.
+
+    Copies that are stepped together end their episodes at different times. Those that have played theirs would play
+    others, which nobody counts, until the longest has ended. Without a quota nothing is changed.
+
+    Args:
+        env: the environment.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._episodes_left: int | None = None
+        self._last_observation: Any = None
+
+    def set_quota(self, episodes: int) -> None:
+        """Play this many more episodes; call it before a reset."""
+        self._episodes_left = episodes
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode, unless all have been played."""
+        if self._rests and self._last_observation is not None:
+            return self._last_observation, {}
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step, unless all episodes have been played."""
+        if self._rests:
+            return self._last_observation, 0.0, False, False, {}
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._episodes_left is not None and (terminated or truncated):
+            self._episodes_left -= 1
+            self._last_observation = observation
+        return observation, reward, terminated, truncated, info
+
+    @property
+    def _rests(self) -> bool:
+        return self._episodes_left == 0
