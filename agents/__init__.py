@@ -13,6 +13,7 @@ from agents.kernel_ddqn import (  # noqa: E402
     KernelMultiInputPolicy,
     KernelQ,
     KernelRefreshCallback,
+    attach_kernel_head,
 )
 from agents.normalized_ppo import NormalizedPPO  # noqa: E402
 
@@ -26,4 +27,5 @@ __all__ = [
     "KernelQ",
     "KernelRefreshCallback",
     "NormalizedPPO",
+    "attach_kernel_head",
 ]

@@ -1,5 +1,6 @@
 """Double DQN with a kernel value head, and its network-free sibling."""
 
+from agents.kernel_ddqn.attach import attach_kernel_head
 from agents.kernel_ddqn.callback import KernelRefreshCallback
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
@@ -14,4 +15,5 @@ __all__ = [
     "KernelMultiInputPolicy",
     "KernelQ",
     "KernelRefreshCallback",
+    "attach_kernel_head",
 ]

@@ -1,0 +1,235 @@
+"""A kernel head for a trained model: better action values without a gradient step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+
+from agents.common.replay_view import ReplayView
+from agents.kernel_ddqn.experience import Experience
+from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
+from agents.kernel_ddqn.policies import KernelDQNPolicy
+from agents.kernel_ddqn.prior_network import check_model, copy_network, policy_arguments
+from agents.kernel_ddqn.replay_kernel import ReplayKernel
+from skrl.shapes import Tensor
+
+KERNEL: dict[str, Any] = {"capacity": 8000, "sweeps": 15}
+"""Settings in place of those of KernelConfig: the network stands still, so values can be backed up to their end."""
+
+STEPS = 12_000
+"""Environment steps to take when no number is given."""
+
+COPIES = 5
+"""Copies of an environment that is given by its id."""
+
+SHARE = 1 / 6
+"""Share of the steps that each round explores for, and that each measurement takes at least."""
+
+CAUTION = 0.25
+"""Quantile of the residuals by which all values of the network are shifted."""
+
+SHIFTS = 3
+"""Shifts after every choice of supports; each changes the targets of the next."""
+
+Report = Callable[[int, float], None]
+
+
+def attach_kernel_head(
+    model: OffPolicyAlgorithm,
+    env_or_buffer: GymEnv | str | ReplayBuffer,
+    steps: int | None = None,
+    *,
+    kernel: KernelConfig | Mapping[str, Any] | None = None,
+    n_steps: int = 30,
+    exploration_rate: float = 0.05,
+    seed: int | None = None,
+    report: Report | None = None,
+) -> KernelDQNPolicy:
+    """Correct a trained model's action values by a kernel over experience, without a gradient step.
+
+    The network stands still as the prior mean, and the Bellman backup of the residuals is iterated through the kernel.
+    With an environment the corrected policy goes on to collect: every round explores with the newest values, chooses
+    supports anew and plays greedy episodes, which become experience too. What is returned did best in its greedy
+    episodes, the network alone included. With a buffer there is one choice of supports and nothing is measured.
+
+    Every value of the network is shifted by one constant, the lower quartile of the residuals. No greedy action of the
+    network changes, but an action without experience no longer beats a corrected one by what the network is wrong
+    about all of them.
+
+    Args:
+        model: a trained DQN, DoubleDQN or QRDQN, whose mean over quantiles is taken, or a KernelDDQN, whose kernel is
+            left behind. It is not changed.
+        env_or_buffer: an environment, or its id for several copies of it, or a replay buffer of the model's spaces.
+            Episodes should end; one that lasts longer than ``steps`` is cut.
+        steps: environment steps over all copies after which no further round begins, measurements included;
+            12,000 when left out. A buffer takes none.
+        kernel: settings of the kernel that differ from the defaults; a :class:`KernelConfig` is taken whole.
+        n_steps: rewards summed before bootstrapping.
+        exploration_rate: probability of a random action while exploring.
+        seed: of environment, exploration and choice of supports.
+        report: called with the environment steps so far and a mean greedy return: the network's, then every round's.
+
+    Returns:
+        A policy with ``predict`` and ``save``, loaded again by ``KernelDQNPolicy.load``. Observations of a model that
+        was trained in VecNormalize must be normalised for it, as for the model's own policy.
+
+    Raises:
+        ValueError: the model is not of the DQN family or has no network; the environment or the buffer has other
+            spaces; the buffer is empty; or a number is out of range.
+    """
+    check_model(model)
+    config = _kernel_config(kernel)
+    if n_steps < 1:
+        raise ValueError(f"n_steps is {n_steps}, but at least 1 reward must be summed; 10 to 30 did well")
+    if isinstance(env_or_buffer, ReplayBuffer):
+        return _from_buffer(model, env_or_buffer, steps, config, n_steps, seed)
+    steps = STEPS if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, but at least 1 environment step must be taken; leave it out for {STEPS:,}")
+    if not 0.0 <= exploration_rate <= 1.0:
+        raise ValueError(f"exploration_rate is {exploration_rate}, but must be a probability between 0 and 1")
+    copies = make_vec_env(env_or_buffer, n_envs=COPIES, seed=seed) if isinstance(env_or_buffer, str) else None
+    try:
+        env = env_or_buffer if copies is None else copies
+        collector = _collector(model, env, config, n_steps, 2 * steps, seed)
+        collector.exploration_rate = exploration_rate
+        with _frozen_statistics(collector):
+            return _best_of_rounds(collector, steps, report or (lambda steps, mean_return: None))
+    finally:
+        if copies is not None:
+            copies.close()
+
+
+def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelConfig:
+    config = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping({**KERNEL, **(kernel or {})})
+    if config.head == "network_free":
+        raise ValueError("kernel.head is 'network_free', which would leave the network out; take 'residual'")
+    return config
+
+
+def _from_buffer(
+    model: OffPolicyAlgorithm,
+    buffer: ReplayBuffer,
+    steps: int | None,
+    config: KernelConfig,
+    n_steps: int,
+    seed: int | None,
+) -> KernelDQNPolicy:
+    _check_spaces(model, buffer.observation_space, buffer.action_space, "replay buffer")
+    if steps is not None:
+        raise ValueError(f"steps is {steps}, but a replay buffer is read whole; leave steps out or give an environment")
+    if buffer.size() == 0:
+        raise ValueError(
+            "the replay buffer holds 0 transitions; a saved model is without its buffer, so load that by "
+            "load_replay_buffer, or give an environment in its place"
+        )
+    assert isinstance(model.action_space, spaces.Discrete)
+    policy = KernelDQNPolicy(
+        model.observation_space, model.action_space, lambda _: 0.0, kernel=config, **policy_arguments(model)
+    ).to(model.device)
+    copy_network(model, policy)
+    view = ReplayView(buffer, n_steps, model.gamma, model.get_vec_normalize_env())
+    _renew(ReplayKernel(policy.q_net, policy.q_net_target, view, np.random.default_rng(seed)))
+    return policy
+
+
+def _collector(
+    model: OffPolicyAlgorithm, env: GymEnv | str, config: KernelConfig, n_steps: int, buffer_size: int, seed: int | None
+) -> KernelDDQN:
+    """The agent that plays: the model's network with an empty kernel."""
+    collector = KernelDDQN(
+        KernelDQNPolicy,
+        env,
+        kernel=config,
+        policy_kwargs=policy_arguments(model),
+        n_steps=n_steps,
+        gamma=model.gamma,
+        buffer_size=buffer_size,
+        seed=seed,
+        device=model.device,
+    )
+    _check_spaces(model, collector.observation_space, collector.action_space, "environment")
+    if model.get_vec_normalize_env() is not None and collector._vec_normalize_env is None:
+        raise ValueError(
+            "the model was trained in VecNormalize, but the environment is not in one; give model.get_env()"
+        )
+    copy_network(model, collector.policy)
+    return collector
+
+
+@contextmanager
+def _frozen_statistics(collector: KernelDDQN) -> Iterator[None]:
+    """Keep the statistics of VecNormalize where the network knows them."""
+    normalize = collector._vec_normalize_env
+    if normalize is None:
+        yield
+        return
+    training, normalize.training = normalize.training, False
+    try:
+        yield
+    finally:
+        normalize.training = training
+
+
+def _best_of_rounds(collector: KernelDDQN, steps: int, report: Report) -> KernelDQNPolicy:
+    """Explore, renew, measure, until the steps are taken; the policy as it was at its best measurement."""
+    policy, share = collector.policy, math.ceil(steps * SHARE)
+    renew = partial(_renew, collector._kernel())
+    experience = Experience(collector, steps, int(collector.rng.integers(2**31)))
+    best, state = experience.measure(share), _copied_state(policy)
+    report(experience.steps, best)
+    begun = False
+    while experience.steps < steps or not begun:
+        begun = True
+        renew()
+        experience.explore(share, renew)
+        renew()
+        mean_return = experience.measure(share)
+        report(experience.steps, mean_return)
+        if mean_return > best:
+            best, state = mean_return, _copied_state(policy)
+    policy.load_state_dict(state)
+    return policy
+
+
+@torch.no_grad()
+def _renew(kernel: ReplayKernel) -> None:
+    """Choose supports and residuals, and shift the network's values until few residuals lie below zero."""
+    kernel.rebuild()
+    memory = kernel.head.memory
+    if not memory.mask.any():
+        return
+    for _ in range(SHIFTS):
+        shift = memory.targets.squeeze(-1)[memory.mask].quantile(CAUTION)
+        for network in (kernel.q_net, kernel.q_net_target):
+            cast(torch.nn.Linear, network.q_net[-1]).bias.add_(shift)
+        kernel.rebase()
+
+
+def _copied_state(policy: KernelDQNPolicy) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+def _check_spaces(
+    model: OffPolicyAlgorithm, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], owner: str
+) -> None:
+    for what, theirs, own in (
+        ("observations", observation_space, model.observation_space),
+        ("actions", action_space, model.action_space),
+    ):
+        if theirs != own:
+            raise ValueError(
+                f"the {owner} has {what} in {theirs}, but the model was trained on {own}; give one of the same spaces"
+            )

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.dqn.policies import QNetwork
+
+from agents import DoubleDQN, KernelDDQN, KernelDQNPolicy, KernelQ, attach_kernel_head
+from agents.kernel_ddqn.experience import Experience
+from agents.kernel_ddqn.prior_network import copy_network, policy_arguments
+from envs.tabular import LEFT, RIGHT, ChainEnv
+
+SETTINGS: dict[str, Any] = {
+    "learning_starts": 50,
+    "batch_size": 16,
+    "buffer_size": 2000,
+    "policy_kwargs": {"net_arch": [16]},
+    "seed": 0,
+    "device": "cpu",
+}
+KERNEL = {"capacity": 200, "k": 5}
+
+
+def _trained(cls: Any = DQN, env: Any = "CartPole-v1", steps: int = 400, policy: str = "MlpPolicy", **own: Any) -> Any:
+    return cls(policy, env, **{**SETTINGS, **own}).learn(steps)
+
+
+def _chain_model(gamma: float = 0.9) -> DQN:
+    """A model that goes left wherever it is, away from the reward, and is sure of it."""
+    model = DQN("MlpPolicy", gym.make("Chain-v0", n_states=5), gamma=gamma, **SETTINGS)
+    with torch.no_grad():
+        model.q_net.q_net[-1].bias.copy_(torch.tensor([3.0, 0.0]))
+    return model
+
+
+def _random_steps(env: gym.Env, count: int) -> ReplayBuffer:
+    buffer = ReplayBuffer(count, env.observation_space, env.action_space, device="cpu")
+    observation, _ = env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(count):
+        action = env.action_space.sample()
+        following, reward, terminated, truncated, _ = env.step(action)
+        info = {"TimeLimit.truncated": truncated and not terminated}
+        done = terminated or truncated
+        buffer.add(observation, following, np.array([action]), np.array([reward]), np.array([done]), [info])
+        observation = env.reset()[0] if done else following
+    return buffer
+
+
+def _states(count: int = 5) -> torch.Tensor:
+    return torch.eye(count)
+
+
+def _is_the_network_up_to_a_constant(policy: KernelDQNPolicy, model: Any, observations: torch.Tensor) -> bool:
+    with torch.no_grad():
+        shift = policy.q_net.prior_mean(observations) - model.q_net.q_net(observations)
+    return torch.allclose(shift, shift[0, 0].expand_as(shift), atol=1e-4)
+
+
+def test_a_buffer_corrects_a_wrong_network_to_the_optimal_values() -> None:
+    gamma = 0.9
+    model = _chain_model(gamma)
+    env = gym.make("Chain-v0", n_states=5)
+    kernel = {"capacity": 4000, "k": 8, "ridge": 1e-4, "kernel": "laplace", "sweeps": 60}
+    assert (model.predict(_states().numpy(), deterministic=True)[0] == LEFT).all()
+    policy = attach_kernel_head(model, _random_steps(env, 3000), kernel=kernel, n_steps=1, seed=0)
+    with torch.no_grad():
+        values = policy.q_net(_states())[:4]
+    optimal = torch.from_numpy(ChainEnv(5).optimal_q(gamma)[:4]).float()
+    assert (values - optimal).abs().max() < 0.01
+    assert (policy.predict(_states()[:4].numpy(), deterministic=True)[0] == RIGHT).all()
+
+
+def test_rounds_in_the_environment_find_the_reward_and_report_it() -> None:
+    model = _chain_model()
+    reports: list[tuple[int, float]] = []
+    policy = attach_kernel_head(
+        model,
+        model.get_env(),
+        2000,
+        kernel={"k": 8, "ridge": 0.01},
+        n_steps=1,
+        exploration_rate=0.5,
+        seed=0,
+        report=lambda *record: reports.append(record),
+    )
+    assert reports[0] == (500, 0.0)  # five episodes of a hundred steps
+    assert reports[-1][0] >= 2000
+    assert max(mean_return for _, mean_return in reports) == 1.0
+    returns, lengths = evaluate_policy(
+        policy, gym.make("Chain-v0", n_states=5), n_eval_episodes=3, return_episode_rewards=True, warn=False
+    )
+    assert returns == [1.0] * 3
+    assert lengths == [4] * 3
+
+
+def test_the_model_is_left_as_it_was_and_the_copy_shifted_by_one_constant() -> None:
+    model = _trained(steps=600)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    observations = torch.from_numpy(model.replay_buffer.observations[:200, 0])
+    policy = attach_kernel_head(model, model.replay_buffer, kernel=KERNEL, seed=0)
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert _is_the_network_up_to_a_constant(policy, model, observations)
+    assert policy.q_net.head.memory.sizes.max() == 100
+    with torch.no_grad():
+        assert not torch.allclose(policy.q_net(observations), policy.q_net.prior_mean(observations))
+        far = 1e4 * torch.ones(3, 4)
+        assert torch.equal(policy.q_net(far), policy.q_net.prior_mean(far))
+
+
+def test_the_shift_leaves_a_quarter_of_the_residuals_below_zero() -> None:
+    """So the network looks a little too modest, and what was never tried looks worse than what did well."""
+    model = _trained(steps=600)
+    with torch.no_grad():
+        model.q_net.q_net[-1].bias += 500.0
+    policy = attach_kernel_head(model, model.replay_buffer, kernel={**KERNEL, "sweeps": 30}, seed=0)
+    memory = policy.q_net.head.memory
+    residuals = memory.targets.squeeze(-1)[memory.mask]
+    assert residuals.abs().median() < 25.0
+    assert (residuals < -25.0).float().mean() < 0.3
+
+
+def test_a_network_that_nothing_beats_is_returned_as_it_is() -> None:
+    class Indifferent(gym.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            self.steps += 1
+            return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, self.steps == 10, {}
+
+    model = DQN("MlpPolicy", Indifferent(), **SETTINGS)
+    policy = attach_kernel_head(model, Indifferent(), 200, kernel=KERNEL)
+    observations = torch.randn(20, 2)
+    with torch.no_grad():
+        assert torch.equal(policy.q_net(observations), model.q_net(observations))
+    assert policy.q_net.head.memory.sizes.sum() == 0
+
+
+def test_save_and_load_keep_the_corrected_values(tmp_path) -> None:
+    model = _trained()
+    policy = attach_kernel_head(model, model.replay_buffer, kernel=KERNEL)
+    policy.save(tmp_path / "policy.pt")
+    loaded = KernelDQNPolicy.load(tmp_path / "policy.pt", device="cpu")
+    observations = torch.randn(6, 4)
+    with torch.no_grad():
+        assert torch.equal(loaded.q_net(observations), policy.q_net(observations))
+    assert loaded.kernel == policy.kernel
+
+
+def test_one_seed_gives_one_policy() -> None:
+    model = _trained()
+    observations = torch.randn(20, 4)
+    values = []
+    for seed in (3, 3):
+        policy = attach_kernel_head(model, "CartPole-v1", 300, kernel=KERNEL, seed=seed)
+        with torch.no_grad():
+            values.append(policy.q_net(observations))
+    assert torch.equal(*values)
+
+
+def test_the_mean_over_quantiles_is_the_prior_mean() -> None:
+    model = _trained(QRDQN, policy_kwargs={"net_arch": [16, 8], "n_quantiles": 7})
+    policy = KernelDQNPolicy(
+        model.observation_space, model.action_space, lambda _: 0.0, kernel=KERNEL, **policy_arguments(model)
+    )
+    copy_network(model, policy)
+    observations = torch.randn(9, 4)
+    with torch.no_grad():
+        means = model.policy.quantile_net(observations).mean(1)
+        for network in (policy.q_net, policy.q_net_target):
+            torch.testing.assert_close(network.prior_mean(observations), means)
+    assert attach_kernel_head(model, model.replay_buffer, kernel=KERNEL).q_net.head.memory.sizes.max() == 100
+
+
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
+def test_our_own_models_are_attached_to_anew(cls) -> None:
+    model = _trained(cls, n_steps=3)
+    policy = attach_kernel_head(model, model.replay_buffer, kernel=KERNEL)
+    observations = torch.randn(9, 4)
+    assert _is_the_network_up_to_a_constant(policy, model, observations)
+    assert policy.kernel.capacity == 200
+
+
+def test_statistics_of_vec_normalize_stand_still_and_are_needed() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")] * 2))
+    model = _trained(env=env)
+    mean = env.obs_rms.mean.copy()
+    reports: list[tuple[int, float]] = []
+    attach_kernel_head(model, env, 300, kernel=KERNEL, seed=0, report=lambda *record: reports.append(record))
+    assert np.array_equal(env.obs_rms.mean, mean)
+    assert env.training
+    assert reports[0][1] >= 5  # steps upright, not normalised rewards
+    assert attach_kernel_head(model, model.replay_buffer, kernel=KERNEL).q_net.head.memory.sizes.max() == 100
+    with pytest.raises(ValueError, match=r"trained in VecNormalize.*get_env"):
+        attach_kernel_head(model, "CartPole-v1", 300)
+
+
+class Pictures(gym.Env):
+    observation_space, action_space = spaces.Box(0, 255, (36, 36, 1), np.uint8), spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observe(), float(action == 1), False, self.steps == 10, {}
+
+    def observe(self) -> Any:
+        return self.np_random.integers(0, 256, (36, 36, 1), dtype=np.uint8)
+
+
+class Dicts(Pictures):
+    observation_space = spaces.Dict({"vector": spaces.Box(-1, 1, (3,)), "colour": spaces.Discrete(4)})
+
+    def observe(self) -> Any:
+        vector = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return {"vector": vector, "colour": int(self.np_random.integers(4))}
+
+
+@pytest.mark.parametrize(("policy", "env"), [("CnnPolicy", Pictures), ("MultiInputPolicy", Dicts)])
+def test_pictures_and_dicts_are_served(policy: str, env: type[gym.Env]) -> None:
+    extractor = {"features_extractor_kwargs": {"features_dim": 16}} if policy == "CnnPolicy" else {}
+    model = _trained(env=env(), policy=policy, steps=80, policy_kwargs=extractor)
+    attached = attach_kernel_head(model, env(), 120, kernel={**KERNEL, "projection_dim": 16}, seed=0)
+    observation, _ = env().reset(seed=0)
+    assert env.action_space.contains(int(attached.predict(observation, deterministic=True)[0]))
+    returns, _ = evaluate_policy(attached, env(), n_eval_episodes=2, warn=False)
+    assert 0.0 <= returns <= 10.0
+
+
+def test_no_return_runs_on_from_one_play_into_the_next() -> None:
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", **SETTINGS, n_steps=5, gamma=1.0)
+    experience = Experience(model, limit=40, seed=0)
+    experience.explore(7, lambda: None)
+    experience.measure(1)
+    view = model._view()
+    steps = view.n_step(view.slots()[:7])
+    assert steps.last_slots.max() == 6
+    assert steps.rewards.tolist() == [5, 5, 5, 4, 3, 2, 1]
+    assert (steps.discounts > 0).all()
+
+
+def test_an_episode_without_end_is_cut() -> None:
+    model = KernelDDQN("MlpPolicy", ChainEnv(5), **SETTINGS)
+    with torch.no_grad():
+        model.q_net.q_net[-1].bias.copy_(torch.tensor([3.0, 0.0]))
+    experience = Experience(model, limit=40, seed=0)
+    assert experience.measure(1) == 0.0
+    assert experience.steps == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0, but at least 1"),
+        ({"n_steps": 0}, "n_steps is 0, but at least 1"),
+        ({"exploration_rate": 1.5}, "exploration_rate is 1.5, but must be a probability"),
+        ({"kernel": {"head": "network_free"}}, "leave the network out; take 'residual'"),
+        ({"kernel": {"capcity": 3}}, "did you mean 'kernel.capacity'"),
+        ({"env_or_buffer": "Acrobot-v1"}, r"environment has observations in Box.* trained on Box"),
+        ({"env_or_buffer": "Pendulum-v1"}, "discrete action space"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_with_advice(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"env_or_buffer": "CartPole-v1", "steps": 100, **change}
+    with pytest.raises(ValueError, match=message):
+        attach_kernel_head(DQN("MlpPolicy", "CartPole-v1", **SETTINGS), **arguments)
+
+
+def test_models_and_buffers_that_do_not_fit_are_refused_with_advice() -> None:
+    model = DQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    with pytest.raises(ValueError, match=r"holds 0 transitions.*load_replay_buffer"):
+        attach_kernel_head(model, model.replay_buffer)
+    with pytest.raises(ValueError, match=r"steps is 50, but a replay buffer is read whole"):
+        attach_kernel_head(model, model.replay_buffer, 50)
+    with pytest.raises(ValueError, match="replay buffer has observations in"):
+        attach_kernel_head(model, _random_steps(gym.make("Chain-v0"), 5))
+    with pytest.raises(ValueError, match="PPO has no action values"):
+        attach_kernel_head(PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu"), "CartPole-v1")
+    with pytest.raises(ValueError, match="KernelQ has a kernel and no network"):
+        attach_kernel_head(KernelQ("MlpPolicy", "CartPole-v1", kernel=KERNEL), "CartPole-v1")
+
+    class Dueling(QNetwork):
+        pass
+
+    model.policy.q_net.__class__ = Dueling
+    with pytest.raises(ValueError, match=r"the network is a Dueling.*QNetwork only"):
+        attach_kernel_head(model, "CartPole-v1")
