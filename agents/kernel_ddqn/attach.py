@@ -28,8 +28,11 @@ from skrl.shapes import Tensor
 KERNEL: dict[str, Any] = {"capacity": 8000, "sweeps": 15}
 """Settings in place of those of KernelConfig: the network stands still, so values can be backed up to their end."""
 
-STEPS = 12_000
+STEPS = 10_000
 """Environment steps to take when no number is given."""
+
+EXPLORATION_RATE = 0.05
+"""Probability of a random action when none is given."""
 
 COPIES = 5
 """Copies of an environment that is given by its id."""
@@ -37,11 +40,8 @@ COPIES = 5
 SHARE = 1 / 6
 """Share of the steps that each round explores for, and that each measurement takes at least."""
 
-CAUTION = 0.25
-"""Quantile of the residuals by which all values of the network are shifted."""
-
 SHIFTS = 3
-"""Shifts after every choice of supports; each changes the targets of the next."""
+"""Times that the network's values are shifted after every choice of supports; each changes the targets of the next."""
 
 Report = Callable[[int, float], None]
 
@@ -53,7 +53,7 @@ def attach_kernel_head(
     *,
     kernel: KernelConfig | Mapping[str, Any] | None = None,
     n_steps: int = 30,
-    exploration_rate: float = 0.05,
+    exploration_rate: float | None = None,
     seed: int | None = None,
     report: Report | None = None,
 ) -> KernelDQNPolicy:
@@ -64,22 +64,22 @@ def attach_kernel_head(
     supports anew and plays greedy episodes, which become experience too. What is returned did best in its greedy
     episodes, the network alone included. With a buffer there is one choice of supports and nothing is measured.
 
-    Every value of the network is shifted by one constant, the lower quartile of the residuals. No greedy action of the
-    network changes, but an action without experience no longer beats a corrected one by what the network is wrong
-    about all of them.
+    Every value of the network is shifted by one constant, the median residual. No greedy action of the network changes,
+    but an action without experience no longer beats a corrected one merely by what the network overestimates them all.
 
     Args:
         model: a trained DQN, DoubleDQN or QRDQN, whose mean over quantiles is taken, or a KernelDDQN, whose kernel is
             left behind. It is not changed.
-        env_or_buffer: an environment, or its id for several copies of it, or a replay buffer of the model's spaces.
-            Episodes should end; one that lasts longer than ``steps`` is cut.
+        env_or_buffer: an environment, which is reset, or its id for several copies of it, or a replay buffer of the
+            model's spaces. Episodes should end; one that lasts longer than ``steps`` is cut.
         steps: environment steps over all copies after which no further round begins, measurements included;
-            12,000 when left out. A buffer takes none.
+            10,000 when left out. Not for a buffer.
         kernel: settings of the kernel that differ from the defaults; a :class:`KernelConfig` is taken whole.
         n_steps: rewards summed before bootstrapping.
-        exploration_rate: probability of a random action while exploring.
+        exploration_rate: probability of a random action while exploring, 0.05 when left out. Not for a buffer.
         seed: of environment, exploration and choice of supports.
         report: called with the environment steps so far and a mean greedy return: the network's, then every round's.
+            Not for a buffer.
 
     Returns:
         A policy with ``predict`` and ``save``, loaded again by ``KernelDQNPolicy.load``. Observations of a model that
@@ -94,8 +94,10 @@ def attach_kernel_head(
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}, but at least 1 reward must be summed; 10 to 30 did well")
     if isinstance(env_or_buffer, ReplayBuffer):
-        return _from_buffer(model, env_or_buffer, steps, config, n_steps, seed)
+        _refuse_with_buffer(steps=steps, exploration_rate=exploration_rate, report=report)
+        return _from_buffer(model, env_or_buffer, config, n_steps, seed)
     steps = STEPS if steps is None else steps
+    exploration_rate = EXPLORATION_RATE if exploration_rate is None else exploration_rate
     if steps < 1:
         raise ValueError(f"steps is {steps}, but at least 1 environment step must be taken; leave it out for {STEPS:,}")
     if not 0.0 <= exploration_rate <= 1.0:
@@ -119,17 +121,23 @@ def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelCon
     return config
 
 
+def _refuse_with_buffer(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is {value}, but a replay buffer is read whole and nothing is played; "
+                f"leave {name} out or give an environment"
+            )
+
+
 def _from_buffer(
     model: OffPolicyAlgorithm,
     buffer: ReplayBuffer,
-    steps: int | None,
     config: KernelConfig,
     n_steps: int,
     seed: int | None,
 ) -> KernelDQNPolicy:
     _check_spaces(model, buffer.observation_space, buffer.action_space, "replay buffer")
-    if steps is not None:
-        raise ValueError(f"steps is {steps}, but a replay buffer is read whole; leave steps out or give an environment")
     if buffer.size() == 0:
         raise ValueError(
             "the replay buffer holds 0 transitions; a saved model is without its buffer, so load that by "
@@ -206,13 +214,13 @@ def _best_of_rounds(collector: KernelDDQN, steps: int, report: Report) -> Kernel
 
 @torch.no_grad()
 def _renew(kernel: ReplayKernel) -> None:
-    """Choose supports and residuals, and shift the network's values until few residuals lie below zero."""
+    """Choose supports and their residuals, and shift the network's values until those have a median near zero."""
     kernel.rebuild()
     memory = kernel.head.memory
     if not memory.mask.any():
         return
     for _ in range(SHIFTS):
-        shift = memory.targets.squeeze(-1)[memory.mask].quantile(CAUTION)
+        shift = memory.targets.squeeze(-1)[memory.mask].median()
         for network in (kernel.q_net, kernel.q_net_target):
             cast(torch.nn.Linear, network.q_net[-1]).bias.add_(shift)
         kernel.rebase()
