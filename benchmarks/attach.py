@@ -106,7 +106,7 @@ def stopped_model(settings: Attach, agent: str, env: str, seed: int) -> DQN:
 
 def greedy_return(model: BaseAlgorithm | KernelDQNPolicy, env: str, seed: int, episodes: int) -> float:
     """Mean return of greedy episodes, the same starts for every model of a seed."""
-    copies = make_env(env, n_envs=min(10, episodes), seed=seed)
+    copies = make_env(env, n_envs=min(10, episodes), evaluation=True)
     mean = evaluate_greedily(model, copies, episodes, seed + FINAL_SEED_OFFSET).mean
     copies.close()
     return mean
