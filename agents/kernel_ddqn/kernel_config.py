@@ -59,7 +59,7 @@ class KernelConfig:
     lengthscale_rule: Literal["neighbors", "leave_one_out"] = "neighbors"
     """`neighbors`: that length; `leave_one_out`: ½, 1, 2 or 4 times it, whichever erred least at the last rebuild."""
 
-    backup: Literal["n_step", "trajectory"] = "trajectory"
+    backup: Literal["n_step", "trajectory"] = "n_step"
     """Bellman backups over `n_step` returns, or from there on along the `trajectory` while that is greedy."""
 
     trace_decay: Fraction = 0.9

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "train_freq": 4,
     "gradient_steps": 4,
-    "n_steps": 1,
+    "n_steps": 3,
     "target_update_interval": 100,
     "exploration_fraction": 0.12,
     "huber_threshold": 4.0,

@@ -23,9 +23,8 @@ class KernelQ(KernelDDQN):
     Args:
         policy: as in :class:`KernelDDQN`.
         env: as in :class:`KernelDDQN`.
-        kernel: settings of the kernel, whose head must be the network-free one (as it is when left out). Left out, the
-            backup is over n steps.
-        **kwargs: as in :class:`KernelDDQN`, without those in :data:`GRADIENT_SETTINGS`; 3-step returns when left out.
+        kernel: settings of the kernel, whose head must be the network-free one (as it is when left out).
+        **kwargs: as in :class:`KernelDDQN`, without those in :data:`GRADIENT_SETTINGS`.
 
     Raises:
         ValueError: a setting of the gradient step was given, which this agent could not honour.
@@ -48,8 +47,8 @@ class KernelQ(KernelDDQN):
                 )
         self._bad_transitions = 0
         if not isinstance(kernel, KernelConfig):
-            kernel = KernelConfig.from_mapping({"head": "network_free", "backup": "n_step", **(kernel or {})})
-        super().__init__(policy, env, kernel=kernel, **{"n_steps": 3, **kwargs})
+            kernel = KernelConfig.from_mapping({"head": "network_free", **(kernel or {})})
+        super().__init__(policy, env, kernel=kernel, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log.

@@ -78,7 +78,7 @@ def test_both_corrects_both() -> None:
 
 @pytest.mark.parametrize("features", ["observation", "both"])
 def test_acting_alone_still_sweeps_and_localises_nothing_else(features: str) -> None:
-    model = _trained("acting", kernel={"features": features, "capacity": 40, "backup": "n_step"})
+    model = _trained("acting", kernel={"features": features, "capacity": 40})
     kernel = model._kernel()
     kernel.extend()
     supports = kernel.supports

@@ -163,6 +163,6 @@ def test_every_kernel_and_head_can_be_chosen() -> None:
 def test_defaults_follow_the_kind_of_observation() -> None:
     vector = KernelDDQN("MlpPolicy", "CartPole-v1")
     assert vector.policy.net_arch == [256, 256]
-    assert vector.n_steps == 1
+    assert vector.n_steps == 3
     assert type(vector.replay_buffer).__name__ == "ReplayBuffer"
     assert KernelDDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}).policy.net_arch == [8]

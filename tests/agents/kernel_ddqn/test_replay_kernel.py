@@ -72,7 +72,7 @@ def test_new_transitions_are_served_before_the_next_rebuild() -> None:
 
 
 def test_residuals_are_the_backed_up_targets_minus_the_target_network() -> None:
-    model = _trained(kernel={**SETTINGS["kernel"], "sweeps": 1, "backup": "n_step"})
+    model = _trained(kernel={**SETTINGS["kernel"], "sweeps": 1})
     kernel = _kernel(model)
     supports = kernel.supports
     assert supports is not None

@@ -181,4 +181,4 @@ def test_residuals_of_the_supports_are_those_of_their_targets() -> None:
 
 def test_a_trace_decay_without_traces_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"kernel.trace_decay is 0.5, but n_step backups follow no trace"):
-        KernelConfig(backup="n_step", trace_decay=0.5)
+        KernelConfig(trace_decay=0.5)
