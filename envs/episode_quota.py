@@ -30,17 +30,17 @@ class EpisodeQuota(gym.Wrapper[Any, Any, Any, Any]):
         """Begin an episode, unless all have been played."""
         if self._rests and self._last_observation is not None:
             return self._last_observation, {}
-        return self.env.reset(seed=seed, options=options)
+        self._last_observation, info = self.env.reset(seed=seed, options=options)
+        return self._last_observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, unless all episodes have been played."""
         if self._rests:
             return self._last_observation, 0.0, False, False, {}
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._last_observation, reward, terminated, truncated, info = self.env.step(action)
         if self._episodes_left is not None and (terminated or truncated):
             self._episodes_left -= 1
-            self._last_observation = observation
-        return observation, reward, terminated, truncated, info
+        return self._last_observation, reward, terminated, truncated, info
 
     @property
     def _rests(self) -> bool:

@@ -61,7 +61,10 @@ def test_no_episode_at_all() -> None:
     """A copy beyond the number of episodes has to answer resets and steps too."""
     env = EpisodeQuota(gym.make("CartPole-v1"))
     env.set_quota(0)
-    assert not any(ended for *_, ended in play(env, 30, seed=0))
+    seen = play(env, 30, seed=0)
+    assert not any(ended for *_, ended in seen)
+    start, _ = gym.make("CartPole-v1").reset(seed=0)
+    assert all(observation == start.tolist() for observation, *_ in seen)
 
 
 @pytest.mark.parametrize("episodes", [2, 3, 7])
