@@ -24,7 +24,7 @@ from stable_baselines3.common.logger import configure
 from tasks import BUDGETS
 
 from agents import KernelDQNPolicy, attach_kernel_head
-from agents.training.evaluation import FINAL_SEED_OFFSET, evaluate_greedily
+from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
 from agents.training.settings import resolve
@@ -106,7 +106,7 @@ def stopped_model(settings: Attach, agent: str, env: str, seed: int) -> DQN:
 
 def greedy_return(model: BaseAlgorithm | KernelDQNPolicy, env: str, seed: int, episodes: int) -> float:
     """Mean return of greedy episodes, the same starts for every model of a seed."""
-    copies = make_env(env, n_envs=min(10, episodes), evaluation=True)
+    copies = make_env(env, n_envs=min(MOST_COPIES, episodes), evaluation=True)
     mean = evaluate_greedily(model, copies, episodes, seed + FINAL_SEED_OFFSET).mean
     copies.close()
     return mean
