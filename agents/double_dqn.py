@@ -15,12 +15,14 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional
 from typing_extensions import Self
 
 from agents.common.atomic_save import atomic_write
+from agents.common.exploration import LastingActions
 from agents.common.nonfinite import NonFiniteGuard, Observation
 from agents.common.targets import double_q_target
 from skrl.shapes import Float, Int, Tensor
@@ -55,9 +57,9 @@ class DoubleDQN(DQN):
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
     argument of :class:`stable_baselines3.DQN` and honours n-step returns. Beyond the target it differs from SB3's DQN
     in four ways: the loss can follow the scale of the rewards, see ``huber_threshold``; exploration draws from its own
-    seeded generator, independently for every environment; an update whose loss or gradient is not finite is skipped,
-    counted, and after many in a row ends the run with :class:`~agents.common.nonfinite.NonFiniteError`; and ``save``
-    never leaves a half-written file.
+    seeded generator, independently for every environment, and its actions can last, see ``exploration_zeta``; an update
+    whose loss or gradient is not finite is skipped, counted, and after many in a row ends the run with
+    :class:`~agents.common.nonfinite.NonFiniteError`; and ``save`` never leaves a half-written file.
 
     Args:
         policy: as for SB3's DQN.
@@ -66,10 +68,14 @@ class DoubleDQN(DQN):
         huber_threshold: where the Huber loss turns from quadratic to linear, in running means of the absolute TD error.
             0 is SB3's fixed threshold of 1, which makes a regression of large values one towards their median, whose
             gradient says nothing about how far off they are.
+        exploration_zeta: exponent μ of the zeta distribution of how many steps a random action is repeated while
+            learning, those of ``learning_starts`` among them, see
+            :class:`~agents.common.exploration.LastingActions`; None for one step, as in SB3.
         **kwargs: as for SB3's DQN.
     """
 
     nonfinite_guard: NonFiniteGuard
+    _lasting: LastingActions | None
     rng: np.random.Generator
 
     def __init__(
@@ -78,11 +84,13 @@ class DoubleDQN(DQN):
         env: GymEnv | str | None,
         *args: Any,
         huber_threshold: float = 0.0,
+        exploration_zeta: float | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0.0 <= huber_threshold < float("inf"):
             raise ValueError(f"huber_threshold is {huber_threshold}, but must be a number from 0 on; 0 is SB3's loss")
         self.huber_threshold = huber_threshold
+        self.exploration_zeta = exploration_zeta
         self.td_error_scale: float | None = None
         env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None
         if env is not None:
@@ -189,6 +197,25 @@ class DoubleDQN(DQN):
         path = path if path.suffix else path.with_suffix(".zip")
         atomic_write(path, lambda file: super(DoubleDQN, self).save(file, exclude=exclude, include=include))
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # Here, where loading a model comes by after it has read the settings.
+        self._lasting = None if self.exploration_zeta is None else LastingActions(self.exploration_zeta)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        if self._lasting is None:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        assert isinstance(self.action_space, spaces.Discrete)
+        rate = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
+        explores, actions = self._lasting.draw(rate, n_envs, int(self.action_space.n), self.rng)
+        if not explores.all():
+            assert self._last_obs is not None
+            greedy, _ = self.policy.predict(self._last_obs, deterministic=False)
+            actions = np.where(explores, actions, greedy)
+        return actions, actions
+
     def _gradient_step(self, batch_size: int) -> dict[str, Tensor]:
         """One gradient step on a minibatch; returns its statistics as tensors."""
         return self._update(self._sample_batch(batch_size))
@@ -248,9 +275,9 @@ class DoubleDQN(DQN):
         return 1.0 if self.huber_threshold == 0.0 or not scale else self.huber_threshold * scale
 
     def _excluded_save_params(self) -> list[str]:
-        """What SB3 leaves out, and the n-step buffer class, which it chose itself and would warn about on load."""
+        """What SB3 leaves out, the action that lasts now, and the buffer class that SB3 would warn about on load."""
         derived = self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1
-        return [*super()._excluded_save_params(), *(["replay_buffer_class"] if derived else [])]
+        return [*super()._excluded_save_params(), "_lasting", *(["replay_buffer_class"] if derived else [])]
 
     def _store_transition(
         self,
@@ -262,6 +289,8 @@ class DoubleDQN(DQN):
         infos: list[dict[str, Any]],
     ) -> None:
         self.nonfinite_guard.check_transition(self.num_timesteps, self._env_name, reward, new_obs)
+        if self._lasting is not None:
+            self._lasting.end(dones.astype(np.bool_))
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _env_name(self) -> str:

@@ -152,6 +152,9 @@ class DoubleDQNConfig(TrainConfig):
     huber_threshold: NonNegativeReal = 0.0
     """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
 
+    exploration_zeta: Annotated[float, Range(above=1.0)] | None = None
+    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
+
 
 @dataclass(frozen=True)
 class QuantileConfig(DeepQConfig):

@@ -98,6 +98,41 @@ def test_environments_explore_independently() -> None:
     assert 0.1 < different < 0.4  # a quarter: explored with 1/2, another action with 1/2
 
 
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
+def test_random_actions_last_while_learning(cls, tmp_path) -> None:
+    settings = {**SETTINGS, "exploration_zeta": 1.2, "exploration_fraction": 1.0, "exploration_final_eps": 1.0}
+    model = cls("MlpPolicy", "CartPole-v1", **settings).learn(300)
+    stored = model.replay_buffer.actions[:300, 0, 0]
+    begins = np.concatenate([[True], model.replay_buffer.dones[:299, 0] > 0])
+    changes = (stored[1:] != stored[:-1])[~begins[1:]]
+    assert 0.0 < changes.mean() < 0.3  # single random actions change every second time
+    model.save(tmp_path / "model.zip")
+    loaded = cls.load(tmp_path / "model.zip", env=model.get_env())
+    assert loaded._lasting.exponent == 1.2
+    loaded.learn(60, reset_num_timesteps=False)
+
+
+def test_lasting_actions_end_with_the_episode() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "exploration_zeta": 1.01})
+    model.exploration_rate = 0.0
+    seen: list[bool] = []
+
+    def watch(local, _) -> bool:
+        if model.num_timesteps > SETTINGS["learning_starts"]:
+            model._lasting._left[:] = 10_000
+            seen.append(bool(local["dones"][0]))
+        return True
+
+    model.learn(60, callback=watch)
+    assert any(seen)
+    assert (model._lasting._left[0] == 0) == seen[-1]
+
+
+def test_an_exponent_of_no_distribution_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"exploration_zeta is 0.5, but must be above 1"):
+        DoubleDQN("MlpPolicy", "CartPole-v1", exploration_zeta=0.5)
+
+
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_batches_carry_n_step_returns_and_their_own_discounts(n_steps) -> None:
     """The reward of CartPole is always one, so a return over h steps is (1 − γʰ) / (1 − γ)."""
