@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from agents.common.feature_map import FeatureMap
 from agents.common.replay_view import ReplayView, Slots
-from agents.kernel_ddqn.feature_map import FeatureMap
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_weights import bounded_correction
 from skrl.value_heads import ValueHead

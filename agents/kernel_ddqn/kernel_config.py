@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal, Positive, coerce_mapping
+from agents.common.regression_config import RegressionConfig
+from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal
 
 WITHOUT_MEANING = {
     "averaging": ("the averaging head solves nothing", ("ridge", "localisation", "lengthscale_rule")),
@@ -16,8 +16,8 @@ WITHOUT_MEANING = {
 
 
 @dataclass(frozen=True)
-class KernelConfig:
-    """What the value head remembers, how it predicts, and how often it is refreshed.
+class KernelConfig(RegressionConfig):
+    """What the value head remembers, how it predicts, and how often it is refreshed; one support set per action.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range.
@@ -28,36 +28,6 @@ class KernelConfig:
 
     applies_to: Literal["both", "targets", "acting"] = "both"
     """Where the correction is added: `targets` of minibatches, `acting` and evaluation, or `both`."""
-
-    k: Count = 16
-    """Nearest support points that answer a query, per action."""
-
-    capacity: Count = 4000
-    """Support points in total, shared evenly among the actions."""
-
-    kernel: Literal[
-        "gaussian",
-        "laplace",
-        "matern32",
-        "matern52",
-        "inverse_multiquadric",
-        "wendland_c2",
-        "wendland_c4",
-        "polynomial",
-    ] = "matern32"
-    """Kernel of the local regression; all but polynomial are functions of the distance."""
-
-    ridge: Positive = 1.0
-    """Tikhonov term on the diagonal of the local Gram matrix (a normalised kernel has ones there)."""
-
-    localisation: Literal["hard", "continuous"] = "hard"
-    """How a neighbour's say ends when another takes its place: `hard` (at once), `continuous` (after fading)."""
-
-    lengthscale_factor: Positive = 1.0
-    """Lengthscale in units of the median distance from a support point to its k-th neighbour."""
-
-    lengthscale_rule: Literal["neighbors", "leave_one_out"] = "neighbors"
-    """`neighbors`: that length; `leave_one_out`: ½, 1, 2 or 4 times it, whichever erred least at the last rebuild."""
 
     backup: Literal["n_step", "trajectory"] = "n_step"
     """Bellman backups over `n_step` returns, or from there on along the `trajectory` while that is greedy."""
@@ -71,22 +41,15 @@ class KernelConfig:
     refresh_interval: Count = 500
     """Environment steps between two choices of supports; targets are renewed at every target update."""
 
-    newest_fraction: Fraction = 0.5
-    """Share of the supports that are the newest transitions; the rest is drawn uniformly from the buffer."""
-
     exploration_bonus: NonNegativeReal = 1.0
     """Posterior standard deviations added to the values when exploring; 0 leaves exploration to ε alone."""
 
     features: Literal["observation", "penultimate", "both"] = "observation"
     """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
 
-    projection_dim: Count = 64
-    """Observations or layers with more entries are mapped to this many by a fixed random projection."""
-
     def __post_init__(self) -> None:
         """Coerce every field to its type and reject what is out of range."""
-        for name, value in coerce_mapping(type(self), vars(self), prefix="kernel.").items():
-            object.__setattr__(self, name, value)
+        super().__post_init__()
         reason, names = WITHOUT_MEANING.get(self.head, ("", ()))
         for name in names:
             if getattr(self, name) != getattr(type(self), name):
@@ -97,13 +60,3 @@ class KernelConfig:
             )
         if self.head == "averaging" and self.kernel == "polynomial":
             raise ConfigError("kernel.kernel is polynomial, but the averaging head weighs by distance; take another")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> KernelConfig:
-        """Build from plain values.
-
-        Raises:
-            UnknownSettingError: a key is unknown; the message names the nearest known one.
-            ConfigError: a value has the wrong type or is out of range.
-        """
-        return cls(**coerce_mapping(cls, values, prefix="kernel."))

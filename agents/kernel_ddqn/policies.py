@@ -12,11 +12,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
+from agents.common.feature_map import FeatureMap
+from agents.common.features import ObservationFeatures
+from agents.common.penultimate_features import PenultimateFeatures
 from agents.common.schema import ConfigError
-from agents.kernel_ddqn.feature_map import FeatureMap
-from agents.kernel_ddqn.features import ObservationFeatures
 from agents.kernel_ddqn.kernel_config import KernelConfig
-from agents.kernel_ddqn.penultimate_features import PenultimateFeatures
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import HEADS, NetworkFreeHead
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from agents.common.lengthscale import LengthscaleRule
 from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
-from agents.kernel_ddqn.lengthscale import LengthscaleRule
 from agents.kernel_ddqn.policies import KernelQNetwork
 from agents.kernel_ddqn.trajectories import Trajectories
 from skrl.memory.subsets import newest_and_uniform

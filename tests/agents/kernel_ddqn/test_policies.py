@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
-from agents.kernel_ddqn.features import ObservationFeatures
+from agents.common.features import ObservationFeatures
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from skrl.kernels import KERNELS
 from skrl.value_heads import HEADS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.common.regression_config import RegressionConfig
 from skrl.search.neighbors import Neighbors, within_radius
 from skrl.shapes import Float, Tensor
 from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
@@ -28,7 +28,7 @@ class LengthscaleRule:
         generator: draws the probes.
     """
 
-    def __init__(self, head: ValueHead, config: KernelConfig, generator: torch.Generator) -> None:
+    def __init__(self, head: ValueHead, config: RegressionConfig, generator: torch.Generator) -> None:
         self.head, self.config, self.generator = head, config, generator
         self.multiple = MULTIPLES[0]
 

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from torch import nn
 
 from agents import KernelDDQN, KernelDQNPolicy
+from agents.common.penultimate_features import PenultimateFeatures
 from agents.common.schema import ConfigError
-from agents.kernel_ddqn.penultimate_features import PenultimateFeatures
 
 KERNEL = {"capacity": 100, "k": 4, "refresh_interval": 60, "features": "penultimate"}
 SETTINGS: dict[str, Any] = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from agents import KernelDDQN
-from agents.kernel_ddqn.feature_map import FeatureMap
+from agents.common.feature_map import FeatureMap
 
 
 def _feature_map(features: str, projection_dim: int = 64, width: int = 16) -> FeatureMap:

@@ -6,8 +6,8 @@ import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from agents.kernel_ddqn.features import ObservationFeatures
-from agents.kernel_ddqn.penultimate_features import PenultimateFeatures
+from agents.common.features import ObservationFeatures
+from agents.common.penultimate_features import PenultimateFeatures
 from skrl.shapes import Float, Tensor
 
 MIN_SCALE = 1e-6

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from typing_extensions import Self
 
-from agents.kernel_ddqn.features import random_projection
+from agents.common.features import random_projection
 from skrl.shapes import Float, Tensor
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agents import KernelConfig, KernelDDQN
-from agents.kernel_ddqn.lengthscale import MULTIPLES, LengthscaleRule
+from agents.common.lengthscale import MULTIPLES, LengthscaleRule
 from skrl.value_heads import ResidualHead
 
 POINTS = 101
