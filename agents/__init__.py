@@ -15,15 +15,18 @@ from agents.kernel_ddqn import (  # noqa: E402
     KernelRefreshCallback,
     attach_kernel_head,
 )
+from agents.kernel_ppo import CriticConfig, KernelPPO  # noqa: E402
 from agents.normalized_ppo import NormalizedPPO  # noqa: E402
 
 __all__ = [
+    "CriticConfig",
     "DoubleDQN",
     "KernelCnnPolicy",
     "KernelConfig",
     "KernelDDQN",
     "KernelDQNPolicy",
     "KernelMultiInputPolicy",
+    "KernelPPO",
     "KernelQ",
     "KernelRefreshCallback",
     "NormalizedPPO",

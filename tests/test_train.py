@@ -42,7 +42,8 @@ RESULT_KEYS = [
 QUICK = ["--env", "Chain-v0", "--total-timesteps", "100", "--no-progress-bar"]
 QUICK += ["--n-eval-episodes", "2", "--n-final-eval-episodes", "3"]
 OFF_POLICY = ["--learning-starts", "20"]
-PPO = ["--agent", "ppo", "--n-steps", "30", "--batch-size", "10"]
+ON_POLICY = ("ppo", "kernel_ppo")
+ROLLOUTS = ["--n-steps", "30", "--batch-size", "10"]
 
 
 class NanRewardEnv(ChainEnv):
@@ -61,13 +62,13 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def run(folder: Path, *words: str) -> int:
-    quick = QUICK if "ppo" in words else [*QUICK, *OFF_POLICY]
+    quick = QUICK if set(words) & set(ON_POLICY) else [*QUICK, *OFF_POLICY]
     return train.main([*quick, "--run-dir", str(folder), *words])
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = PPO if agent == "ppo" else ["--agent", agent]
+    words = ["--agent", agent, *(ROLLOUTS if agent in ON_POLICY else [])]
     assert run(tmp_path, *words, "--seed", "3") == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result) == RESULT_KEYS
@@ -99,9 +100,9 @@ def test_saved_settings_repeat_the_run(tmp_path: Path) -> None:
     assert settings[0]["run_dir"] is None  # the folder may be moved
 
 
-@pytest.mark.parametrize("agent", ["dqn", "qrdqn", "ppo", "kernel_ddqn"])
+@pytest.mark.parametrize("agent", ["dqn", "qrdqn", *ON_POLICY, "kernel_ddqn"])
 def test_evaluations_do_not_touch_training(agent: str, tmp_path: Path) -> None:
-    words = PPO if agent == "ppo" else ["--agent", agent, "--target-update-interval", "10"]
+    words = ["--agent", agent, *(ROLLOUTS if agent in ON_POLICY else ["--target-update-interval", "10"])]
     words += ["--kernel.refresh-interval", "20"] if agent == "kernel_ddqn" else []
     for count in ("1", "7"):
         assert run(tmp_path / count, *words, "--n-evaluations", count) == 0
@@ -109,11 +110,12 @@ def test_evaluations_do_not_touch_training(agent: str, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], many[name]) for name in one)
 
 
-def test_steps_beyond_the_budget_are_not_learned_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("agent", ON_POLICY)
+def test_steps_beyond_the_budget_are_not_learned_from(agent: str, tmp_path: Path) -> None:
     """Rollouts of 30 steps: of a budget of 100, ten steps are left over."""
     for budget in ("90", "100", "120"):
-        words = ["--run-dir", str(tmp_path / budget), "--n-evaluations", "1"]
-        assert train.main([*QUICK[:2], *QUICK[4:], *PPO, *words, "--total-timesteps", budget]) == 0
+        words = ["--agent", agent, *ROLLOUTS, "--run-dir", str(tmp_path / budget), "--n-evaluations", "1"]
+        assert train.main([*QUICK[:2], *QUICK[4:], *words, "--total-timesteps", budget]) == 0
     whole, left_over, longer = (weights(tmp_path / budget / "model.zip") for budget in ("90", "100", "120"))
     assert all(torch.equal(whole[name], left_over[name]) for name in whole)
     assert not all(torch.equal(whole[name], longer[name]) for name in whole)

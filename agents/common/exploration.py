@@ -61,4 +61,5 @@ class LastingActions:
         Args:
             ended: whether each environment's episode ended in this step, [E].
         """
-        self._left[ended] = 0
+        if len(self._left) == len(ended):  # nothing lasts yet where somebody else acts
+            self._left[ended] = 0

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "n_steps": 3,
     "target_update_interval": 100,
     "exploration_fraction": 0.12,
+    "exploration_zeta": 2.0,
     "huber_threshold": 4.0,
 }
 """Settings in place of those of :class:`DoubleDQN`; SB3's are for millions of steps of Atari."""

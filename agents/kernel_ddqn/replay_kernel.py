@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from agents.common.lengthscale import LengthscaleRule
+from agents.common.observations import in_parts
 from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
@@ -270,9 +271,7 @@ class ReplayKernel:
         )
 
     def _prior_means(self, network: KernelQNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        count = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        parts = [network.prior_mean(_rows(observations, start, start + CHUNK)) for start in range(0, count, CHUNK)]
-        return torch.cat(parts)
+        return in_parts(network.prior_mean, observations, CHUNK)
 
 
 def _choices_changed(
@@ -280,9 +279,3 @@ def _choices_changed(
 ) -> Bool[Tensor, " states"]:
     """Where the corrections make another action the greedy one."""
     return values.argmax(1) != (values + corrections).argmax(1)
-
-
-def _rows(observations: PyTorchObs, start: int, stop: int) -> PyTorchObs:
-    if isinstance(observations, dict):
-        return {key: values[start:stop] for key, values in observations.items()}
-    return observations[start:stop]

@@ -17,6 +17,9 @@ from agents.common.schema import (
     coerce_mapping,
 )
 from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ppo.critic_config import CriticConfig
+
+ZetaExponent = Annotated[float, Range(above=1.0)]
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class DoubleDQNConfig(TrainConfig):
     huber_threshold: NonNegativeReal = 0.0
     """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
 
-    exploration_zeta: Annotated[float, Range(above=1.0)] | None = None
+    exploration_zeta: ZetaExponent | None = None
     """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
 
 
@@ -200,11 +203,22 @@ class PPOConfig(NetworkConfig):
 
 
 @dataclass(frozen=True)
+class KernelPPOConfig(PPOConfig):
+    """Settings of proximal policy optimisation with a kernel beside the critic."""
+
+    kernel: CriticConfig = field(default_factory=CriticConfig)
+    """What the critic remembers of rollouts, and how it predicts."""
+
+
+@dataclass(frozen=True)
 class KernelTrainConfig(DoubleDQNConfig):
     """Settings of a deep Q-network with a kernel beside it."""
 
     huber_threshold: NonNegativeReal = 4.0
     """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
+
+    exploration_zeta: ZetaExponent | None = 2.0
+    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
 
     kernel: KernelConfig = field(default_factory=KernelConfig)
     """What the value head remembers, how it predicts, and how often it is refreshed."""
@@ -213,6 +227,9 @@ class KernelTrainConfig(DoubleDQNConfig):
 @dataclass(frozen=True)
 class KernelQConfig(QLearningConfig):
     """Settings of the kernel alone, without a network and without gradients."""
+
+    exploration_zeta: ZetaExponent | None = 2.0
+    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
 
     kernel: KernelConfig = field(default_factory=lambda: KernelConfig(head="network_free"))
     """What the value head remembers, how it predicts, and how often it is refreshed."""

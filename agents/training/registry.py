@@ -18,9 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
 from agents.kernel_ddqn import KernelDDQN, KernelQ
+from agents.kernel_ppo import KernelPPO
 from agents.normalized_ppo import NormalizedPPO, can_normalize
 from agents.training.config import (
     DoubleDQNConfig,
+    KernelPPOConfig,
     KernelQConfig,
     KernelTrainConfig,
     NetworkConfig,
@@ -102,6 +104,7 @@ AGENTS = {
         AgentSpec(
             "kernel_q", KernelQ, KernelQConfig, "Kernel value iteration on the replay memory alone.", "network_free"
         ),
+        AgentSpec("kernel_ppo", KernelPPO, KernelPPOConfig, "PPO whose critic a kernel over its rollouts corrects."),
     )
 }
 

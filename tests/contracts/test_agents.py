@@ -18,7 +18,7 @@ from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import DoubleDQN, KernelDDQN, KernelQ
+from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
 from agents.normalized_ppo import NormalizedPPO
 
@@ -58,6 +58,11 @@ def _ppo(normalize: bool) -> Factory:
     return make
 
 
+def _kernel_ppo(policy: str, env: Any, **kwargs: Any) -> KernelPPO:
+    shared = {name: value for name, value in kwargs.items() if name in ("seed", "learning_rate", "gamma")}
+    return KernelPPO(policy, env, kernel={"capacity": 100, "k": 4, "projection_dim": 16}, **{**ROLLOUTS, **shared})
+
+
 def _kernel(cls: type[KernelDDQN], head: str, **own: Any) -> Factory:
     def make(policy: str, env: Any, **kwargs: Any) -> KernelDDQN:
         settings = {**SMALL, **kwargs}
@@ -73,6 +78,7 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "qrdqn": (QRDQN, _off_policy(QRDQN, policy_kwargs={"net_arch": [16], "n_quantiles": 5})),
     "ppo": (NormalizedPPO, _ppo(normalize=False)),
     "normalized_ppo": (NormalizedPPO, _ppo(normalize=True)),
+    "kernel_ppo": (KernelPPO, _kernel_ppo),
     "ddqn_1step": (DoubleDQN, _off_policy(DoubleDQN)),
     "ddqn": (DoubleDQN, _off_policy(DoubleDQN, n_steps=3)),
     "kernel_ddqn": (KernelDDQN, _kernel(KernelDDQN, "residual")),

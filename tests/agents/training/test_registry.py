@@ -16,7 +16,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents import DoubleDQN, KernelDDQN, KernelQ
+from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn import KernelConfig
 from agents.normalized_ppo import NormalizedPPO
@@ -75,6 +75,7 @@ def test_known_agents_and_their_classes() -> None:
         "kernel_ddqn": KernelDDQN,
         "knn_ddqn": KernelDDQN,
         "kernel_q": KernelQ,
+        "kernel_ppo": KernelPPO,
     }
     assert {name: spec.algorithm for name, spec in AGENTS.items()} == expected
     assert all(spec.name == name for name, spec in AGENTS.items())

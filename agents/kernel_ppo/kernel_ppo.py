@@ -1,0 +1,77 @@
+"""PPO whose critic is a network, corrected by a kernel over the states of its rollouts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.kernel_ppo.critic_config import CriticConfig
+from agents.kernel_ppo.rollout_critic import RolloutCritic
+from agents.normalized_ppo import NormalizedPPO
+
+
+class KernelPPO(NormalizedPPO):
+    """PPO with advantages from a kernel-corrected critic.
+
+    Every rollout is collected as PPO does. Before it is learned from, its states get the values m(s) + R(s), where R is
+    a local regression of what the critic m missed of the returns; advantages and the critic's targets are computed anew
+    from them, so that m absorbs R. Acting is the policy network's alone, and nothing of the kernel is needed for it.
+    See :class:`~agents.kernel_ppo.rollout_critic.RolloutCritic`.
+
+    Args:
+        policy: as for PPO.
+        env: as for PPO.
+        *args: as for PPO.
+        kernel: settings of the kernel, as a :class:`CriticConfig` or a mapping of some of its fields.
+        normalize: scale observations and rewards by running statistics, as :class:`NormalizedPPO` does.
+        **kwargs: as for PPO.
+    """
+
+    critic: RolloutCritic
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        *args: Any,
+        kernel: CriticConfig | dict[str, Any] | None = None,
+        normalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.kernel = asdict(kernel if isinstance(kernel, CriticConfig) else CriticConfig.from_mapping(kernel or {}))
+        super().__init__(policy, env, *args, normalize=normalize, **kwargs)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Collect as PPO does, then correct advantages and value targets; False where a callback stopped it."""
+        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+            return False
+        assert self._last_obs is not None
+        last_observations = obs_as_tensor(self._last_obs, self.device)
+        dones = np.asarray(self._last_episode_starts, dtype=np.bool_)
+        self.critic.correct(rollout_buffer, self.policy.predict_values, last_observations, dones)
+        for name, value in self.critic.scalars.items():
+            self.logger.record(f"kernel/{name}", value)
+        return True
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.critic = RolloutCritic(
+            self.observation_space,
+            CriticConfig(**self.kernel),
+            self.policy.normalize_images,
+            self.device,
+            np.random.default_rng(self.seed),
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "critic"]

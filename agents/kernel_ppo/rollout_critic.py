@@ -1,0 +1,193 @@
+"""State values of a rollout: a network, corrected by a local regression of what its states returned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from agents.common.feature_map import FeatureMap
+from agents.common.features import ObservationFeatures
+from agents.common.lengthscale import LengthscaleRule
+from agents.common.observations import in_parts, joined, take
+from agents.kernel_ppo.critic_config import CriticConfig
+from skrl.memory.subsets import newest_and_uniform
+from skrl.shapes import Float, Int, Tensor
+from skrl.solve.local_weights import LocalWeights
+from skrl.value_heads import ResidualHead
+
+FOLDS = 2
+CHUNK = 4096
+"""States that one forward pass or one local solve holds at once."""
+
+
+class Remembered(NamedTuple):
+    """States of earlier rollouts.
+
+    Attributes:
+        observations: as the policy saw them, [m, ...].
+        returns: λ-returns from when they were new, [m].
+        folds: which half of the environments they come from, [m].
+    """
+
+    observations: PyTorchObs
+    returns: Float[Tensor, " states"]
+    folds: Int[Tensor, " states"]
+
+
+class RolloutCritic:
+    """Corrects the values of a rollout and computes its advantages from them.
+
+    V(s) = m(s) + R(s), where the network m is the prior mean of a local Gaussian process over states of this and of
+    earlier rollouts, whose observations are returns less m. A state's own return must not enter its baseline, or the
+    advantage would be biased towards zero: environments are split into two folds, and each is valued by the other's
+    supports. A single environment is split at half of the rollout's time.
+
+    Args:
+        observation_space: of the policy.
+        config: settings.
+        normalize_images: divide image channels by 255, as the network does.
+        device: where values are computed.
+        rng: source of every random choice.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[object],
+        config: CriticConfig,
+        normalize_images: bool,
+        device: torch.device,
+        rng: np.random.Generator,
+    ) -> None:
+        self.config, self.device = config, device
+        features = ObservationFeatures(observation_space, config.projection_dim, normalize_images)
+        self.feature_map = FeatureMap(features, None).to(device)
+        self.head = ResidualHead(
+            FOLDS,
+            max(1, config.capacity // FOLDS),
+            self.feature_map.dim,
+            k=config.k,
+            kernel=config.kernel,
+            ridge=config.ridge,
+            localisation=config.localisation,
+        ).to(device)
+        self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.lengthscale = LengthscaleRule(self.head, config, self.generator)
+        self.remembered: Remembered | None = None
+        self.scalars: dict[str, float] = {}
+
+    @torch.no_grad()
+    def correct(
+        self,
+        buffer: RolloutBuffer,
+        network: Callable[[PyTorchObs], Float[Tensor, "states 1"]],
+        last_observations: PyTorchObs,
+        last_dones: npt.NDArray[np.bool_],
+    ) -> None:
+        """Recompute advantages and value targets of a full rollout; its values stay the network's.
+
+        Args:
+            buffer: the rollout, complete but not yet read.
+            network: m, state values of observations.
+            last_observations: where the rollout ended, one per environment.
+            last_dones: whether an episode ended there, [E].
+        """
+        started = time.perf_counter()
+        values, own_lambda = buffer.values.copy(), buffer.gae_lambda
+        rollout = self._rollout(buffer)
+        known = self._with_remembered(rollout)
+        old = len(known.returns) - values.size
+        chosen, sizes = self._choose(known.folds)
+        supports = take(known.observations, chosen.flatten())
+        raw = in_parts(self.feature_map.raw, known.observations, CHUNK)
+        self.feature_map.fit(raw)
+        self.head.memory.write(self.feature_map.standardise(raw[chosen]), sizes)
+        self.lengthscale.apply()
+        prior = in_parts(network, supports, CHUNK).view(chosen.shape)
+        local = [self.head.localise(self.feature_map.standardise(part)) for part in torch.split(raw[old:], CHUNK)]
+        last_local = self.head.localise(self.feature_map(last_observations))
+        last_values = network(last_observations).flatten()
+        last_folds = rollout.folds.view(values.shape)[-1]
+        corrections, last_corrections = torch.zeros_like(rollout.returns), torch.zeros_like(last_values)
+        buffer.gae_lambda = self.config.trace_decay
+        for _ in range(self.config.sweeps):
+            buffer.values = values + corrections.view(values.shape).cpu().numpy()
+            buffer.compute_returns_and_advantage(last_values + last_corrections, last_dones)
+            known.returns[old:] = torch.from_numpy(buffer.returns.reshape(-1)).to(self.device)
+            self.head.write_targets(known.returns[chosen] - prior)
+            corrections = torch.cat([self._of_other_fold(part) for part in local])
+            corrections = corrections.gather(1, rollout.folds.unsqueeze(1)).squeeze(1)
+            last_corrections = self._of_other_fold(last_local).gather(1, last_folds.unsqueeze(1)).squeeze(1)
+        buffer.values = values + corrections.view(values.shape).cpu().numpy()
+        self._describe(buffer, local)
+        buffer.gae_lambda = own_lambda
+        buffer.compute_returns_and_advantage(last_values + last_corrections, last_dones)
+        buffer.values = values
+        kept = chosen[self.head.memory.mask]
+        self.remembered = Remembered(take(known.observations, kept), known.returns[kept], known.folds[kept])
+        self.scalars["refresh_ms"] = 1e3 * (time.perf_counter() - started)
+
+    def _rollout(self, buffer: RolloutBuffer) -> Remembered:
+        """The states of a rollout in the order of time, all environments of a step together."""
+        steps, envs = buffer.values.shape
+        stored = buffer.observations
+        parts = stored if isinstance(stored, dict) else {"": stored}
+        flat = {
+            key: torch.as_tensor(part.reshape(steps * envs, *part.shape[2:])).to(self.device)
+            for key, part in parts.items()
+        }
+        folds = torch.arange(envs).expand(steps, envs) % FOLDS
+        if envs == 1:
+            folds = (torch.arange(steps) * FOLDS // steps).unsqueeze(1)
+        observations = flat if isinstance(stored, dict) else flat[""]
+        return Remembered(
+            observations, torch.zeros(steps * envs, device=self.device), folds.reshape(-1).to(self.device)
+        )
+
+    def _with_remembered(self, rollout: Remembered) -> Remembered:
+        """Remembered states, then the rollout's, oldest first."""
+        if self.remembered is None:
+            return rollout
+        earlier = self.remembered
+        return Remembered(
+            joined(earlier.observations, rollout.observations),
+            torch.cat([earlier.returns, rollout.returns]),
+            torch.cat([earlier.folds, rollout.folds]),
+        )
+
+    def _choose(self, folds: Int[Tensor, " states"]) -> tuple[Int[Tensor, "folds capacity"], Int[Tensor, " folds"]]:
+        """Positions of the supports, oldest first, with padding, and how many are real."""
+        memory = self.head.memory
+        chosen = torch.zeros(FOLDS, memory.capacity, dtype=torch.long)
+        sizes = torch.zeros(FOLDS, dtype=torch.long)
+        for fold in range(FOLDS):
+            candidates = (folds.cpu() == fold).nonzero().squeeze(1)
+            picked = newest_and_uniform(candidates, memory.capacity, self.config.newest_fraction, self.generator)
+            chosen[fold, : len(picked)] = picked
+            sizes[fold] = len(picked)
+        return chosen.to(self.device), sizes.to(self.device)
+
+    def _of_other_fold(self, local: LocalWeights) -> Float[Tensor, "states folds"]:
+        """Corrections for a state of each fold, by the supports of the other one."""
+        return self.head.read(local).mT.flip(1)
+
+    def _describe(self, buffer: RolloutBuffer, local: list[LocalWeights]) -> None:
+        memory = self.head.memory
+        variance, unexplained = buffer.returns.var(), (buffer.returns - buffer.values).var()
+        self.scalars = {
+            "supports": float(memory.sizes.sum()),
+            "lengthscale": float(self.head.lengthscale),
+            "leave_one_out_error": float(self.lengthscale.judge()),
+            "residual_abs_mean": float(memory.targets.abs().sum() / memory.sizes.sum()),
+            "variance_mean": float(torch.cat([part.variance for part in local], dim=1).mean()),
+            "explained_variance": float(1.0 - unexplained / variance) if variance > 0.0 else float("nan"),
+            "fallbacks": float(self.head.fallbacks),
+            "jitters": float(self.head.jitters),
+        }

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from agents.common.schema import ConfigError
+from agents.kernel_ppo import CriticConfig, KernelPPO
+from agents.kernel_ppo.rollout_critic import RolloutCritic
+
+SPACE = spaces.Box(-3.0, 3.0, (2,))
+STEPS, EXACT = 40, {"trace_decay": 1.0, "capacity": 400}
+"""Along whole trajectories returns do not depend on values."""
+
+
+def rollout(n_envs: int, seed: int = 0, gamma: float = 0.9) -> RolloutBuffer:
+    """States drawn at random, one-step episodes: the return is the reward, x₀² and a little noise."""
+    rng = np.random.default_rng(seed)
+    buffer = RolloutBuffer(STEPS, SPACE, spaces.Discrete(2), gae_lambda=0.8, gamma=gamma, n_envs=n_envs)
+    for _ in range(STEPS):
+        states = rng.uniform(-2, 2, (n_envs, 2)).astype(np.float32)
+        rewards = states[:, 0] ** 2 + 0.1 * rng.normal(size=n_envs)
+        buffer.add(states, np.zeros((n_envs, 1)), rewards, np.ones(n_envs), torch.zeros(n_envs), torch.zeros(n_envs))
+    return buffer
+
+
+def critic(**settings) -> RolloutCritic:
+    config = CriticConfig(**{**EXACT, **settings})
+    return RolloutCritic(SPACE, config, True, torch.device("cpu"), np.random.default_rng(0))
+
+
+def nothing(observations) -> torch.Tensor:
+    return torch.zeros(len(observations), 1)
+
+
+def correct(judge: RolloutCritic, buffer: RolloutBuffer, network=nothing) -> np.ndarray:
+    """Corrected values, [T, E]."""
+    last = torch.zeros(buffer.n_envs, 2)
+    judge.correct(buffer, network, last, np.ones(buffer.n_envs, dtype=bool))
+    return buffer.returns - buffer.advantages
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 5])
+def test_values_approach_the_expected_returns(n_envs) -> None:
+    judge, errors = critic(), []
+    for seed in range(6):
+        buffer = rollout(n_envs, seed)
+        errors.append(np.abs(correct(judge, buffer) - buffer.observations[..., 0] ** 2).mean())
+    assert errors[-1] < 0.6 * errors[0]
+    assert errors[-1] < 0.35  # of returns between 0 and 4
+    assert judge.scalars["explained_variance"] > 0.85
+
+
+@pytest.mark.parametrize("n_envs", [2, 3])
+def test_no_return_enters_the_baseline_of_its_own_fold(n_envs) -> None:
+    plain, changed = rollout(n_envs), rollout(n_envs)
+    changed.rewards[:, ::2] += np.random.default_rng(1).normal(size=changed.rewards[:, ::2].shape)
+    before, after = correct(critic(), plain), correct(critic(), changed)
+    assert np.allclose(before[:, ::2], after[:, ::2], atol=1e-5)
+    assert not np.allclose(before[:, 1::2], after[:, 1::2], atol=0.05)
+
+
+def test_a_single_environment_is_valued_by_the_other_half_of_its_time() -> None:
+    plain, changed = rollout(1), rollout(1)
+    changed.rewards[: STEPS // 2] += 1.0
+    before, after = correct(critic(), plain), correct(critic(), changed)
+    assert np.allclose(before[: STEPS // 2], after[: STEPS // 2], atol=1e-5)
+    assert not np.allclose(before[STEPS // 2 :], after[STEPS // 2 :], atol=0.05)
+
+
+def test_a_network_that_is_right_is_left_alone() -> None:
+    buffer = rollout(4)
+    buffer.rewards = buffer.observations[..., 0] ** 2
+    values = buffer.values = buffer.rewards.copy()
+    corrected = correct(critic(), buffer, lambda states: states[:, :1] ** 2)
+    assert np.allclose(corrected, values, atol=1e-5)
+    assert np.allclose(buffer.advantages, 0.0, atol=1e-5)
+
+
+def test_only_advantages_and_returns_change() -> None:
+    buffer = rollout(3)
+    kept = {name: getattr(buffer, name).copy() for name in ("observations", "rewards", "values", "episode_starts")}
+    correct(critic(), buffer)
+    assert all(np.array_equal(getattr(buffer, name), value) for name, value in kept.items())
+    assert buffer.gae_lambda == 0.8
+
+
+def test_advantages_are_those_of_the_corrected_values() -> None:
+    """The λ of PPO, not that of the regression, along episodes of several steps."""
+    buffer = rollout(2, gamma=0.5)
+    buffer.episode_starts[:] = 0.0
+    values = correct(critic(), buffer)
+    following = np.concatenate([values[1:], np.zeros((1, 2))])
+    errors = buffer.rewards + 0.5 * following - values
+    expected = np.zeros_like(errors)
+    for step in reversed(range(STEPS)):
+        expected[step] = errors[step] + (0.5 * 0.8 * expected[step + 1] if step + 1 < STEPS else 0.0)
+    assert np.allclose(buffer.advantages, expected, atol=1e-4)
+
+
+def test_memory_stays_within_its_capacity_and_balanced() -> None:
+    judge = critic(capacity=100)
+    for seed in range(3):
+        correct(judge, rollout(3, seed))
+    assert judge.remembered is not None
+    assert len(judge.remembered.returns) == 100
+    assert judge.remembered.folds.bincount().tolist() == [50, 50]
+    assert judge.head.memory.sizes.tolist() == [50, 50]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_a_saved_model_goes_on_with_its_settings(env, tmp_path) -> None:
+    model = KernelPPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=0, kernel={"k": 4}).learn(96)
+    assert model.critic.remembered is not None
+    model.save(tmp_path / "model.zip")
+    loaded = KernelPPO.load(tmp_path / "model.zip", env=model.get_env())
+    assert loaded.critic.config.k == 4
+    loaded.learn(64)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"kernel.sweeps"):
+        KernelPPO("MlpPolicy", "CartPole-v1", kernel={"sweeps": 0})
+    with pytest.raises(ConfigError, match=r"did you mean 'kernel.capacity'"):
+        KernelPPO("MlpPolicy", "CartPole-v1", kernel={"capacty": 10})
