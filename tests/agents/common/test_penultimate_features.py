@@ -108,7 +108,7 @@ def test_the_target_network_has_the_same_features_to_the_last_bit(tau: float) ->
 @pytest.mark.parametrize("features", ["penultimate", "both"])
 def test_features_survive_saving_and_loading_to_the_last_bit(features: str, tmp_path) -> None:
     model = _trained(310, kernel={**KERNEL, "features": features})
-    observations = torch.randn(10, 4)
+    observations = 0.1 * torch.randn(10, 4)  # where supports are
     model.save(tmp_path / "model.zip")
     model.policy.save(tmp_path / "policy.pt")
     loaded = KernelDDQN.load(tmp_path / "model.zip", device="cpu").policy
