@@ -5,6 +5,7 @@ from agents.startup import check_installation
 check_installation()
 
 from agents.double_dqn import DoubleDQN  # noqa: E402  a foreign `skrl` must be named before anything imports from it
+from agents.kernel_actor_critic import ActionKernelConfig, KernelSAC, KernelTD3  # noqa: E402
 from agents.kernel_ddqn import (  # noqa: E402
     KernelCnnPolicy,
     KernelConfig,
@@ -19,6 +20,7 @@ from agents.kernel_ppo import CriticConfig, KernelPPO  # noqa: E402
 from agents.normalized_ppo import NormalizedPPO  # noqa: E402
 
 __all__ = [
+    "ActionKernelConfig",
     "CriticConfig",
     "DoubleDQN",
     "KernelCnnPolicy",
@@ -29,6 +31,8 @@ __all__ = [
     "KernelPPO",
     "KernelQ",
     "KernelRefreshCallback",
+    "KernelSAC",
+    "KernelTD3",
     "NormalizedPPO",
     "attach_kernel_head",
 ]

@@ -43,6 +43,7 @@ QUICK = ["--env", "Chain-v0", "--total-timesteps", "100", "--no-progress-bar"]
 QUICK += ["--n-eval-episodes", "2", "--n-final-eval-episodes", "3"]
 OFF_POLICY = ["--learning-starts", "20"]
 ON_POLICY = ("ppo", "kernel_ppo")
+CONTINUOUS = ("sac", "kernel_sac", "td3", "kernel_td3")
 ROLLOUTS = ["--n-steps", "30", "--batch-size", "10"]
 
 
@@ -68,11 +69,13 @@ def run(folder: Path, *words: str) -> int:
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--agent", agent, *(ROLLOUTS if agent in ON_POLICY else [])]
-    assert run(tmp_path, *words, "--seed", "3") == 0
+    env = "Pendulum-v1" if agent in CONTINUOUS else "Chain-v0"
+    words = ["--agent", agent, *(ROLLOUTS if agent in ON_POLICY else []), "--seed", "3"]
+    quick = [*QUICK[2:], *([] if agent in ON_POLICY else OFF_POLICY), "--env", env]
+    assert train.main([*quick, "--run-dir", str(tmp_path), *words]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result) == RESULT_KEYS
-    assert [result[key] for key in RESULT_KEYS[:4]] == [agent, "Chain-v0", 3, 100]
+    assert [result[key] for key in RESULT_KEYS[:4]] == [agent, env, 3, 100]
     assert result["eval_timesteps"] == list(range(10, 101, 10))
     assert len(result["eval_mean_returns"]) == 10
     assert len(result["eval_seconds"]) == 10
@@ -84,7 +87,7 @@ def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.Captu
     names = {file.name.split(".")[0] for file in tmp_path.iterdir()}
     assert names == {"config", "model", "best_model", "events", "result"}
     output = capsys.readouterr().out
-    assert f"{agent} on Chain-v0, seed 3" in output
+    assert f"{agent} on {env}, seed 3" in output
     assert f"tensorboard --logdir {tmp_path}" in output
     assert str(result["final_mean_return"])[:3] in output
 
@@ -214,7 +217,7 @@ def test_result_with_several_environments_overshoots_no_evaluation(tmp_path: Pat
     [
         (["--agent", "kernel_dqn"], "did you mean 'kernel_ddqn'"),
         (["--env", "CartPoel-v1"], "did you mean 'CartPole-v1'"),
-        (["--env", "Pendulum-v1"], "SAC or TD3"),
+        (["--env", "Pendulum-v1"], "use --agent ppo or kernel_ppo or sac"),
         (["--learning-rte", "1"], "did you mean '--learning-rate'"),
         (["--seed", "one"], "seed is 'one'"),
         (["--config", "missing.yaml"], "missing.yaml"),

@@ -110,6 +110,11 @@ class ReplayView:
         """Discrete actions on the agent's device, [m]."""
         return torch.as_tensor(self.stored_actions(slots), device=self.buffer.device)
 
+    def action_vectors(self, slots: Slots) -> torch.Tensor:
+        """Continuous actions as the buffer holds them, scaled to −1 … 1, on the agent's device, [m, d_a]."""
+        row, env = np.divmod(slots, self.buffer.n_envs)
+        return torch.as_tensor(self.buffer.actions[row, env], dtype=torch.float32, device=self.buffer.device)
+
     def observations(self, slots: Slots) -> PyTorchObs:
         """Observations in which the transitions began, [m, ...], normalised as for the network."""
         row, env = np.divmod(slots, self.buffer.n_envs)

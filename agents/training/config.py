@@ -16,6 +16,7 @@ from agents.common.schema import (
     Range,
     coerce_mapping,
 )
+from agents.kernel_actor_critic.critic_config import ActionKernelConfig
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ppo.critic_config import CriticConfig
 
@@ -200,6 +201,82 @@ class PPOConfig(NetworkConfig):
 
     normalize: bool = False
     """Scale observations and rewards by running statistics; for observations that are vectors."""
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig(NetworkConfig):
+    """Settings of an actor-critic that learns continuous actions from replayed transitions."""
+
+    net_arch: tuple[Count, ...] = (256, 256)
+    """Units of the hidden layers of actor and critics; behind the convolutions when the observation is an image."""
+
+    batch_size: Count = 256
+    """Transitions in a gradient step."""
+
+    buffer_size: Count = 1_000_000
+    """Transitions that the replay buffer keeps."""
+
+    learning_starts: NonNegative = 100
+    """Environment steps of random actions before the first update."""
+
+    gamma: Fraction = 0.99
+    """Discount factor per environment step."""
+
+    tau: PositiveFraction = 0.005
+    """Share of the critics in an update of the target critics."""
+
+    train_freq: Count = 1
+    """Environment steps between two rounds of updates, per copy of the environment."""
+
+    gradient_steps: Annotated[int, Range(least=-1)] = 1
+    """Gradient steps in a round of updates; -1 for as many as environment steps since the last round."""
+
+    n_steps: Count = 1
+    """Rewards summed before bootstrapping."""
+
+
+@dataclass(frozen=True)
+class SACConfig(ActorCriticConfig):
+    """Settings of soft actor-critic, by the names of Stable-Baselines3's SAC, which tunes its entropy weight itself."""
+
+    learning_rate: Positive = 3e-4
+    """Step size of Adam."""
+
+
+@dataclass(frozen=True)
+class TD3Config(ActorCriticConfig):
+    """Settings of twin delayed policy gradients, by the names of Stable-Baselines3's TD3."""
+
+    learning_rate: Positive = 1e-3
+    """Step size of Adam."""
+
+    policy_delay: Count = 2
+    """Updates of the critics per update of the actor."""
+
+    target_policy_noise: NonNegativeReal = 0.2
+    """Standard deviation of the noise on the actions in targets, which run from -1 to 1."""
+
+    target_noise_clip: NonNegativeReal = 0.5
+    """Where that noise is cut."""
+
+    action_noise_std: NonNegativeReal = 0.1
+    """Standard deviation of the noise on the actions taken while learning, which run from -1 to 1."""
+
+
+@dataclass(frozen=True)
+class KernelSACConfig(SACConfig):
+    """Settings of soft actor-critic with a kernel behind the target critics."""
+
+    kernel: ActionKernelConfig = field(default_factory=ActionKernelConfig)
+    """What is remembered of replayed transitions, how it predicts, and how often it is refreshed."""
+
+
+@dataclass(frozen=True)
+class KernelTD3Config(TD3Config):
+    """Settings of twin delayed policy gradients with a kernel behind the target critics."""
+
+    kernel: ActionKernelConfig = field(default_factory=ActionKernelConfig)
+    """What is remembered of replayed transitions, how it predicts, and how often it is refreshed."""
 
 
 @dataclass(frozen=True)

@@ -7,33 +7,43 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
+from agents.kernel_actor_critic import KernelSAC, KernelTD3
 from agents.kernel_ddqn import KernelDDQN, KernelQ
 from agents.kernel_ppo import KernelPPO
 from agents.normalized_ppo import NormalizedPPO, can_normalize
 from agents.training.config import (
+    ActorCriticConfig,
     DoubleDQNConfig,
     KernelPPOConfig,
     KernelQConfig,
+    KernelSACConfig,
+    KernelTD3Config,
     KernelTrainConfig,
     NetworkConfig,
     PPOConfig,
     QLearningConfig,
     QuantileConfig,
     RunConfig,
+    SACConfig,
+    TD3Config,
     TrainConfig,
 )
 
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+CONTINUOUS = (spaces.Box,)
+EVERY_ACTION = (spaces.Discrete, spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 OF_THE_NETWORK = {"policy", "net_arch", "n_quantiles"}
 SCHEDULED = ("learning_rate", "clip_range")
 
@@ -91,7 +101,13 @@ AGENTS = {
         AgentSpec("dqn", DQN, TrainConfig, "Deep Q-network, Stable-Baselines3's own."),
         AgentSpec("zoo_dqn", DQN, TrainConfig, "Deep Q-network with RL Zoo's published settings."),
         AgentSpec("qrdqn", "sb3_contrib.QRDQN", QuantileConfig, "Quantile regression DQN with RL Zoo's settings."),
-        AgentSpec("ppo", NormalizedPPO, PPOConfig, "Proximal policy optimisation with RL Zoo's settings."),
+        AgentSpec(
+            "ppo",
+            NormalizedPPO,
+            PPOConfig,
+            "Proximal policy optimisation with RL Zoo's settings.",
+            action_spaces=EVERY_ACTION,
+        ),
         AgentSpec("ddqn", DoubleDQN, DoubleDQNConfig, "Double DQN."),
         AgentSpec("ddqn_1step", DoubleDQN, DoubleDQNConfig, "Double DQN with one-step returns."),
         AgentSpec("ddqn_more", DoubleDQN, DoubleDQNConfig, "Double DQN with half as many gradient steps again."),
@@ -104,7 +120,31 @@ AGENTS = {
         AgentSpec(
             "kernel_q", KernelQ, KernelQConfig, "Kernel value iteration on the replay memory alone.", "network_free"
         ),
-        AgentSpec("kernel_ppo", KernelPPO, KernelPPOConfig, "PPO whose critic a kernel over its rollouts corrects."),
+        AgentSpec(
+            "kernel_ppo",
+            KernelPPO,
+            KernelPPOConfig,
+            "PPO whose critic a kernel over its rollouts corrects.",
+            action_spaces=EVERY_ACTION,
+        ),
+        AgentSpec("sac", SAC, SACConfig, "Soft actor-critic, Stable-Baselines3's own.", action_spaces=CONTINUOUS),
+        AgentSpec(
+            "kernel_sac",
+            KernelSAC,
+            KernelSACConfig,
+            "Soft actor-critic with a kernel over replayed state-action pairs behind its target critics.",
+            action_spaces=CONTINUOUS,
+        ),
+        AgentSpec(
+            "td3", TD3, TD3Config, "Twin delayed policy gradients, Stable-Baselines3's.", action_spaces=CONTINUOUS
+        ),
+        AgentSpec(
+            "kernel_td3",
+            KernelTD3,
+            KernelTD3Config,
+            "Twin delayed policy gradients with a kernel over replayed state-action pairs behind their target critics.",
+            action_spaces=CONTINUOUS,
+        ),
     )
 }
 
@@ -149,6 +189,9 @@ def build_model(config: RunConfig, env: VecEnv) -> BaseAlgorithm:
         arguments["policy_kwargs"] = {"net_arch": list(config.net_arch)}
     if isinstance(config, QuantileConfig):
         arguments["policy_kwargs"]["n_quantiles"] = config.n_quantiles
+    if (deviation := arguments.pop("action_noise_std", 0.0)) > 0.0:
+        size = get_action_dim(env.action_space)
+        arguments["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, deviation))
     build: Callable[..., BaseAlgorithm] = spec.algorithm
     return build(env=env, seed=config.seed, device=config.device, verbose=config.verbose, **arguments)
 
@@ -196,9 +239,10 @@ def check_spaces(spec: AgentSpec, env_id: str, env: VecEnv) -> None:
     """
     if not isinstance(env.action_space, spec.action_spaces):
         able = [other.name for other in AGENTS.values() if isinstance(env.action_space, other.action_spaces)]
-        remedy = f"use --agent {' or '.join(able)}" if able else _REMEDIES.get(type(env.action_space), _WRAP)
+        remedy = f"use --agent {' or '.join(able)}" if able else "no agent serves it: wrap it into a Discrete or a Box"
+        needed = " or ".join(space.__name__ for space in spec.action_spaces)
         raise ConfigError(
-            f"{env_id} has the action space {env.action_space}, but {spec.name} needs Discrete actions; {remedy}"
+            f"{env_id} has the action space {env.action_space}, but {spec.name} needs {needed} actions; {remedy}"
         )
     if isinstance(env.action_space, spaces.Discrete) and env.action_space.start != 0:
         raise ConfigError(f"{env_id} has the action space {env.action_space}, but actions must count from 0; wrap it")
@@ -216,7 +260,7 @@ def check_observations(spec: AgentSpec, config: RunConfig, space: spaces.Space[A
         ConfigError: they cannot; the message names the setting to change.
     """
     sums = not isinstance(space, spaces.Dict) or spec.sums_rewards_of_dicts
-    if isinstance(config, QLearningConfig) and config.n_steps > 1 and not sums:
+    if isinstance(config, QLearningConfig | ActorCriticConfig) and config.n_steps > 1 and not sums:
         raise ConfigError(f"{config.env} has dict observations, for which {spec.name} needs --n-steps 1")
     if isinstance(config, PPOConfig) and config.normalize and not can_normalize(space):
         raise ConfigError(f"{config.env} has the observation space {space}, which is no vector; add --no-normalize")
@@ -233,10 +277,3 @@ def check_device(name: str) -> None:
     present += ["mps"] if torch.backends.mps.is_available() else []
     if name not in present:
         raise ConfigError(f"device is '{name}', but this machine has {', '.join(present)}")
-
-
-_WRAP = "no agent here serves this space yet: wrap it into a Discrete one"
-_REMEDIES: dict[type[spaces.Space[Any]], str] = {
-    spaces.Box: f"no agent here ({', '.join(AGENTS)}) serves continuous actions yet: "
-    "use SAC or TD3 of Stable-Baselines3, or an environment with discrete actions"
-}

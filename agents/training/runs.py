@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
 from agents.common.schema import ConfigError
-from agents.training.config import PPOConfig, QLearningConfig, RunConfig
+from agents.training.config import ActorCriticConfig, PPOConfig, QLearningConfig, RunConfig
 from agents.training.evaluation import FINAL_SEED_OFFSET, Evaluation, PeriodicEvaluation, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
@@ -180,6 +180,8 @@ def load_model(config: RunConfig, env: VecEnv, file: Path) -> BaseAlgorithm:
     if isinstance(config, QLearningConfig):
         interval = max(config.target_update_interval, env.num_envs)
         config = replace(config, buffer_size=1, target_update_interval=interval)
+    if isinstance(config, ActorCriticConfig):
+        config = replace(config, buffer_size=env.num_envs)
     if isinstance(config, PPOConfig):
         config = replace(config, n_steps=2, batch_size=2 * env.num_envs)
     if not file.is_file():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from gymnasium import spaces
 
 from agents.common.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
 from agents.training.command_line import split_flags
@@ -156,12 +157,18 @@ def test_the_comparison_is_fair() -> None:
         assert theirs["n_steps"] == 3
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", [name for name, spec in AGENTS.items() if spaces.Discrete in spec.action_spaces])
 @pytest.mark.parametrize("env_id", ENVIRONMENTS[:5])
 def test_agents_share_the_budget_and_its_evaluations(agent: str, env_id: str) -> None:
     ours, theirs = (from_words("--agent", name, "--env", env_id) for name in (agent, "ddqn"))
     for name in ("total_timesteps", "n_evaluations", "n_eval_episodes", "n_final_eval_episodes"):
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+@pytest.mark.parametrize(("agent", "twin"), [("kernel_ppo", "ppo"), ("kernel_sac", "sac"), ("kernel_td3", "td3")])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "Pendulum-v1", "BipedalWalker-v3", "Other-v0"])
+def test_a_kernel_agent_has_the_settings_of_its_twin(agent: str, twin: str, env_id: str) -> None:
+    assert agent_settings(AGENTS[agent], env_id) == agent_settings(AGENTS[twin], env_id)
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS[:5])

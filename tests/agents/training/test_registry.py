@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from sb3_contrib import QRDQN
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ
+from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn import KernelConfig
 from agents.normalized_ppo import NormalizedPPO
 from agents.training.command_line import split_flags
 from agents.training.config import (
     DoubleDQNConfig,
+    KernelSACConfig,
     KernelTrainConfig,
     PPOConfig,
     QLearningConfig,
@@ -76,6 +77,10 @@ def test_known_agents_and_their_classes() -> None:
         "knn_ddqn": KernelDDQN,
         "kernel_q": KernelQ,
         "kernel_ppo": KernelPPO,
+        "sac": SAC,
+        "kernel_sac": KernelSAC,
+        "td3": TD3,
+        "kernel_td3": KernelTD3,
     }
     assert {name: spec.algorithm for name, spec in AGENTS.items()} == expected
     assert all(spec.name == name for name, spec in AGENTS.items())
@@ -164,6 +169,7 @@ def test_settings_are_arguments_of_the_algorithm(agent: str) -> None:
         known |= set(inspect.signature(base.__init__).parameters)
     of_the_run = {field.name for field in dataclasses.fields(RunConfig)}
     names = {field.name for field in dataclasses.fields(spec.config)} - of_the_run - OF_THE_NETWORK
+    names -= {"action_noise_std"}  # becomes an object, see test_exploration_noise_of_actor_critics
     assert {name.removesuffix("_schedule") for name in names} <= known
 
 
@@ -191,15 +197,32 @@ def test_policy_that_cannot_fit_is_an_error(policy: str, space: spaces.Space[Any
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
-        (VECTOR, VECTOR, "SAC or TD3"),
-        (VECTOR, spaces.MultiDiscrete([2, 3]), "wrap it into a Discrete one"),
+        (VECTOR, VECTOR, "needs Discrete actions; use --agent ppo or kernel_ppo or sac or kernel_sac or td3"),
+        (VECTOR, spaces.MultiDiscrete([2, 3]), "use --agent ppo or kernel_ppo$"),
+        (VECTOR, spaces.Text(3), "no agent serves it: wrap it into a Discrete or a Box"),
         (VECTOR, spaces.Discrete(2, start=1), "count from 0"),
         (spaces.Tuple((VECTOR, spaces.Discrete(2))), spaces.Discrete(2), "which no agent serves"),
     ],
 )
-def test_spaces_that_no_agent_serves(observations: spaces.Space[Any], actions: spaces.Space[Any], message: str) -> None:
+def test_spaces_that_an_agent_does_not_serve(
+    observations: spaces.Space[Any], actions: spaces.Space[Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(DoubleDQNConfig(agent="ddqn", env="Made-v0"), vec_env(observations, actions))
+
+
+@pytest.mark.parametrize("agent", ["td3", "kernel_td3"])
+def test_exploration_noise_of_actor_critics(agent: str) -> None:
+    words = ["--agent", agent, "--buffer-size", "100", "--action-noise-std", "0.3"]
+    model: Any = build_model(resolve(split_flags(words)), vec_env(VECTOR, spaces.Box(-1.0, 1.0, (2,))))
+    assert model.action_noise._sigma.tolist() == [0.3, 0.3]
+    silent: Any = build_model(resolve(split_flags([*words[:-1], "0"])), vec_env(VECTOR, VECTOR))
+    assert silent.action_noise is None
+
+
+def test_actor_critics_refuse_discrete_actions() -> None:
+    with pytest.raises(ConfigError, match="kernel_sac needs Box actions; use --agent dqn or"):
+        build_model(KernelSACConfig(agent="kernel_sac"), vec_env(VECTOR))
 
 
 def test_dict_observations_need_one_step_returns_in_the_plain_agents() -> None:

@@ -1,0 +1,188 @@
+"""A residual head over replayed state–action pairs, for critics of continuous actions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from agents.common.features import ObservationFeatures
+from agents.common.lengthscale import LengthscaleRule
+from agents.common.observations import in_parts
+from agents.common.replay_view import ReplayView
+from agents.kernel_actor_critic.critic_config import ActionKernelConfig
+from skrl.memory.subsets import newest_and_uniform
+from skrl.shapes import Bool, Float, Tensor
+from skrl.solve.local_weights import LocalWeights
+from skrl.value_heads import ResidualHead
+
+CHUNK = 2048
+"""Transitions that one forward pass or one local solve holds at once."""
+
+MIN_SCALE = 1e-6
+
+Values = Callable[[PyTorchObs, Tensor], Float[Tensor, " batch"]]
+"""Observations and actions to the critics' smallest value."""
+
+NextActions = Callable[[PyTorchObs], tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]]
+"""Observations to the policy's actions there, and to what is added to their value, such as an entropy bonus."""
+
+
+class Transitions(NamedTuple):
+    """The transitions behind the support points.
+
+    Attributes:
+        observations: where they began, [m, ...].
+        actions: scaled to −1 … 1, [m, d_a].
+        rewards: n-step returns, [m].
+        discounts: γʰ or zero, [m].
+        next_observations: where they lead, [m, ...].
+        next_actions: what the policy of the last choice of supports does there, [m, d_a].
+        local: how those next pairs read the supports, a part per chunk.
+        finite: false where a reward or a feature is not finite, [m].
+    """
+
+    observations: PyTorchObs
+    actions: Tensor
+    rewards: Tensor
+    discounts: Tensor
+    next_observations: PyTorchObs
+    next_actions: Tensor
+    local: list[LocalWeights]
+    finite: Bool[Tensor, " points"]
+
+
+class ActionKernel:
+    """R(s, a): a local regression of what the target critics' smallest value misses at replayed transitions.
+
+    A pair is one point, the observation's features beside the action, each entry standardised. Choosing supports finds
+    neighbours and weights of the pairs that follow them; re-basing renews the residuals through these alone, because
+    polyak averaging moves the target networks at every step.
+
+    Args:
+        observation_space: of the policy.
+        action_dim: entries of an action.
+        config: settings.
+        normalize_images: divide image channels by 255, as the networks do.
+        device: where values are computed.
+        rng: source of every random choice.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[object],
+        action_dim: int,
+        config: ActionKernelConfig,
+        normalize_images: bool,
+        device: torch.device,
+        rng: np.random.Generator,
+    ) -> None:
+        self.config = config
+        self.features = ObservationFeatures(observation_space, config.projection_dim, normalize_images).to(device)
+        dim = self.features.dim + action_dim
+        self.head = ResidualHead(
+            1,
+            config.capacity,
+            dim,
+            k=config.k,
+            kernel=config.kernel,
+            ridge=config.ridge,
+            localisation=config.localisation,
+        ).to(device)
+        self.mean, self.scale = torch.zeros(dim, device=device), torch.ones(dim, device=device)
+        self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.lengthscale = LengthscaleRule(self.head, config, self.generator)
+        self.transitions: Transitions | None = None
+        self.steps_at_rebuild, self.steps_at_rebase = 0, 0
+        self.scalars: dict[str, float] = {}
+
+    @torch.no_grad()
+    def correction(self, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, "batch 1"]:
+        """R(s, a) of given pairs, [B, 1]; zero before the first refresh."""
+        return self.head.correction(self._points(observations, actions))
+
+    @torch.no_grad()
+    def refresh(self, view: ReplayView, values: Values, next_actions: NextActions, num_timesteps: int) -> None:
+        """Choose supports anew, renew their residuals, or do nothing, by the environment steps since the last time.
+
+        Args:
+            view: the replay buffer.
+            values: the target critics' smallest value.
+            next_actions: the policy that targets follow.
+            num_timesteps: environment steps so far.
+        """
+        since_rebuild = num_timesteps - self.steps_at_rebuild
+        rebuilds = self.transitions is None or since_rebuild >= self.config.refresh_interval or since_rebuild < 0
+        if not rebuilds and 0 <= num_timesteps - self.steps_at_rebase < self.config.rebase_interval:
+            return
+        started = time.perf_counter()
+        if rebuilds:
+            self.transitions = self._choose(view, next_actions)
+            self.steps_at_rebuild = num_timesteps
+        assert self.transitions is not None
+        self._rebase(self.transitions, values, next_actions)
+        self.steps_at_rebase = num_timesteps
+        if rebuilds:
+            self.scalars["leave_one_out_error"] = float(self.lengthscale.judge())
+        self.scalars["refresh_ms"] = 1e3 * (time.perf_counter() - started)
+
+    def _choose(self, view: ReplayView, next_actions: NextActions) -> Transitions:
+        slots = torch.from_numpy(view.slots())
+        chosen = newest_and_uniform(slots, self.config.capacity, self.config.newest_fraction, self.generator).numpy()
+        steps = view.n_step(chosen)
+        observations, actions = view.observations(chosen), view.action_vectors(chosen)
+        following = view.next_observations(steps.last_slots)
+        raw = torch.cat([in_parts(self.features.raw, observations, CHUNK), actions], dim=1)
+        rewards = torch.from_numpy(steps.rewards).to(raw.device)
+        finite = raw.isfinite().all(1) & rewards.isfinite()
+        deviation = raw[finite].std(0, correction=0)
+        self.mean, self.scale = raw[finite].mean(0), torch.where(deviation > MIN_SCALE, deviation, 1.0)
+        points = raw.new_zeros(1, self.head.memory.capacity, raw.shape[1])
+        points[0, : len(raw)] = (raw - self.mean) / self.scale
+        self.head.memory.write(points, torch.tensor([len(raw)]))
+        self.lengthscale.apply()
+        acted, _ = self._in_parts(next_actions, following)
+        local = [self.head.localise(part) for part in torch.split(self._points(following, acted), CHUNK)]
+        discounts = torch.from_numpy(steps.discounts).to(raw.device)
+        return Transitions(observations, actions, rewards, discounts, following, acted, local, finite)
+
+    def _rebase(self, transitions: Transitions, values: Values, next_actions: NextActions) -> None:
+        """Residuals against the present target critics, after ``sweeps`` backups through the kernel."""
+        _, bonus = self._in_parts(next_actions, transitions.next_observations)
+        present = values(transitions.observations, transitions.actions)
+        following = values(transitions.next_observations, transitions.next_actions) + bonus
+        corrections = torch.zeros_like(present)
+        residuals = present.new_zeros(1, self.head.memory.capacity)
+        for _ in range(self.config.sweeps):
+            improved = transitions.rewards + transitions.discounts * (following + corrections)
+            known = transitions.finite & improved.isfinite() & present.isfinite()
+            residuals[0, : len(present)] = torch.where(known, improved - present, 0.0)
+            self.head.write_targets(residuals)
+            corrections = torch.cat([self.head.read(part)[0] for part in transitions.local])
+        variance = torch.cat([part.variance[0] for part in transitions.local])
+        self.scalars |= {
+            "supports": float(self.head.memory.sizes.sum()),
+            "lengthscale": float(self.head.lengthscale),
+            "residual_abs_mean": float(residuals.abs().sum() / self.head.memory.sizes.sum().clamp(min=1)),
+            "variance_mean": float(variance.mean()),
+            "fallbacks": float(self.head.fallbacks),
+            "jitters": float(self.head.jitters),
+        }
+
+    def _points(self, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, "batch dim"]:
+        """Standardised features of pairs, [B, d]."""
+        raw = torch.cat([in_parts(self.features.raw, observations, CHUNK), actions], dim=1)
+        return (raw - self.mean) / self.scale
+
+    def _in_parts(self, next_actions: NextActions, observations: PyTorchObs) -> tuple[Tensor, Tensor]:
+        both = in_parts(
+            lambda part: torch.cat([values.view(len(values), -1) for values in next_actions(part)], dim=1),
+            observations,
+            CHUNK,
+        )
+        return both[:, :-1], both[:, -1]

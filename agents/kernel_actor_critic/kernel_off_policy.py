@@ -1,0 +1,79 @@
+"""What KernelSAC and KernelTD3 share: a kernel behind the target critics, refreshed between rollouts and updates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from agents.common.replay_view import ReplayView
+from agents.kernel_actor_critic.action_kernel import ActionKernel
+from agents.kernel_actor_critic.corrected_critic import CorrectedCritic
+from agents.kernel_actor_critic.critic_config import ActionKernelConfig
+from skrl.shapes import Float, Tensor
+
+
+class KernelOffPolicy(OffPolicyAlgorithm, ABC):
+    """Mixed in before SB3's SAC or TD3, whose updates stay as they are.
+
+    Args:
+        *args: as for the algorithm.
+        kernel: settings of the kernel, as an :class:`ActionKernelConfig` or a mapping of some of its fields.
+        **kwargs: as for the algorithm.
+
+    Raises:
+        ValueError: the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say).
+    """
+
+    kernel: dict[str, Any]
+    action_kernel: ActionKernel
+    critic_target: Any
+
+    def __init__(self, *args: Any, kernel: ActionKernelConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        given = kernel if isinstance(kernel, ActionKernelConfig) else ActionKernelConfig.from_mapping(kernel or {})
+        self.kernel = asdict(given)
+        super().__init__(*args, **kwargs)
+
+    @abstractmethod
+    def _next_actions(self, observations: PyTorchObs) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]:
+        """What targets suppose to be done in states, and what they add to its value."""
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """Gradient steps towards targets that contain the kernel's correction; arguments as for the algorithm."""
+        self.action_kernel.refresh(self._view(), self.critic_target.smallest, self._next_actions, self.num_timesteps)
+        super().train(gradient_steps, batch_size)
+
+    def dump_logs(self) -> None:
+        """Write SB3's log and the ``kernel/`` scalars."""
+        for name, value in self.action_kernel.scalars.items():
+            self.logger.record(f"kernel/{name}", value)
+        super().dump_logs()
+
+    def _create_aliases(self) -> None:
+        super()._create_aliases()  # type: ignore[misc]  # both algorithms have it
+        self._view()
+        self.action_kernel = ActionKernel(
+            self.observation_space,
+            get_action_dim(self.action_space),
+            ActionKernelConfig(**self.kernel),
+            self.policy.normalize_images,
+            self.device,
+            np.random.default_rng(self.seed),
+        )
+        network: ContinuousCritic = self.policy.critic_target  # type: ignore[assignment]
+        self.critic_target = CorrectedCritic(network, self.action_kernel)
+
+    def _view(self) -> ReplayView:
+        """The replay buffer by slot; refuses a buffer that cannot be read so."""
+        assert self.replay_buffer is not None
+        return ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "action_kernel"]

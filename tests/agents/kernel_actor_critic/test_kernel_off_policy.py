@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+
+from agents import ActionKernelConfig, KernelSAC, KernelTD3
+from agents.common.schema import ConfigError
+
+SMALL: dict[str, Any] = {
+    "learning_starts": 40,
+    "batch_size": 16,
+    "buffer_size": 2000,
+    "device": "cpu",
+    "seed": 0,
+}
+KERNEL: dict[str, Any] = {"capacity": 50, "k": 4, "refresh_interval": 60, "rebase_interval": 20}
+
+
+def make(cls: Any, env: Any = "Pendulum-v1", **settings: Any) -> Any:
+    """A small model; SB3's SAC writes into the policy's arguments, so they are new ones each time."""
+    return cls("MlpPolicy", env, policy_kwargs={"net_arch": [16]}, **{**SMALL, **settings})
+
+
+PAIRS = [(KernelSAC, SAC), (KernelTD3, TD3)]
+
+
+@pytest.mark.parametrize(("cls", "twin"), PAIRS)
+def test_without_residuals_it_is_the_algorithm_itself(cls, twin, monkeypatch) -> None:
+    """An empty kernel changes no update, to the last bit; refreshing draws random actions, so it is left out."""
+    monkeypatch.setattr("agents.kernel_actor_critic.action_kernel.ActionKernel.refresh", lambda *_: None)
+    models = [make(each).learn(120) for each in (cls, twin)]
+    ours, theirs = (model.policy.state_dict() for model in models)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("cls", "twin"), PAIRS)
+def test_targets_contain_the_correction_and_polyak_averaging_goes_on(cls, twin) -> None:
+    model = make(cls, kernel=KERNEL).learn(150)
+    observations, actions = model.replay_buffer.sample(8)[:2]
+    plain = model.policy.critic_target(observations, actions)
+    corrected = model.critic_target(observations, actions)
+    correction = model.action_kernel.correction(observations, actions)
+    assert correction.abs().max() > 0.0
+    assert all(torch.equal(mine, base + correction) for mine, base in zip(corrected, plain, strict=True))
+    assert torch.equal(model.critic_target.smallest(observations, actions), torch.cat(plain, 1).min(1).values)
+    pairs = zip(model.critic.parameters(), model.policy.critic_target.parameters(), strict=True)
+    fresh = make(cls, kernel=KERNEL).policy.critic_target.parameters()
+    assert any(not torch.equal(target, start) for (_, target), start in zip(pairs, fresh, strict=True))
+
+
+@pytest.mark.parametrize(("cls", "twin"), PAIRS)
+def test_a_saved_model_is_loaded_by_both(cls, twin, tmp_path) -> None:
+    model = make(cls, kernel=KERNEL).learn(80)
+    model.save(tmp_path / "model.zip")
+    observation = np.zeros(3, np.float32)
+    expected, _ = model.predict(observation, deterministic=True)
+    loaded = cls.load(tmp_path / "model.zip", env=model.get_env())
+    assert loaded.action_kernel.config == ActionKernelConfig(**KERNEL)
+    assert np.array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+    loaded.learn(60)
+    plain = make(twin)
+    plain.set_parameters(str(tmp_path / "model.zip"))
+    assert np.array_equal(plain.predict(observation, deterministic=True)[0], expected)
+
+
+@pytest.mark.parametrize(("cls", "twin"), PAIRS)
+def test_several_environments_and_n_step_returns(cls, twin, tmp_path) -> None:
+    model = make(cls, make_vec_env("Pendulum-v1", 3), kernel=KERNEL, n_steps=3, train_freq=2)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(700, log_interval=1)
+    model.logger.close()
+    header = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
+    for tag in ("supports", "lengthscale", "residual_abs_mean", "variance_mean", "leave_one_out_error", "refresh_ms"):
+        assert f"kernel/{tag}" in header
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_settings_are_checked(cls) -> None:
+    with pytest.raises(ConfigError, match=r"kernel.rebase_interval is 0"):
+        cls("MlpPolicy", "Pendulum-v1", kernel={"rebase_interval": 0})
+    with pytest.raises(ConfigError, match=r"did you mean 'kernel.capacity'"):
+        cls("MlpPolicy", "Pendulum-v1", kernel={"capacty": 10})
