@@ -2,10 +2,11 @@
 
 from envs.episode_quota import EpisodeQuota
 from envs.make_env import UnknownEnvironmentError, make_env
-from envs.tabular import ChainEnv, GridWorldEnv, TabularEnv, value_iteration
+from envs.tabular import ChainEnv, DeepSeaEnv, GridWorldEnv, TabularEnv, value_iteration
 
 __all__ = [
     "ChainEnv",
+    "DeepSeaEnv",
     "EpisodeQuota",
     "GridWorldEnv",
     "TabularEnv",

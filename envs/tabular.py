@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+Observation = Literal["one_hot", "index", "position"]
 LEFT, RIGHT, UP, DOWN = range(4)
 EPISODE_LIMIT = 100
 CELL_PIXELS = 32
+DEEP_SEA_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class TabularEnv(gym.Env[Any, np.int64]):
     Args:
         mdp: the decision process.
         layout: rows and columns in which the states are drawn, row by row.
-        observation: `one_hot` for a float32 vector with one entry per state, `index` for the number of the state.
+        observation: `one_hot` for a float32 vector with one entry per state, `index` for the number of the state,
+            `position` for its row and column, each from 0 to 1.
         render_mode: `rgb_array` draws the layout with the present state in white; None draws nothing.
     """
 
@@ -87,18 +90,21 @@ class TabularEnv(gym.Env[Any, np.int64]):
         self,
         mdp: FiniteMDP,
         layout: tuple[int, int],
-        observation: Literal["one_hot", "index"] = "one_hot",
+        observation: Observation = "one_hot",
         render_mode: str | None = None,
     ) -> None:
-        if observation not in ("one_hot", "index"):
-            raise ValueError(f"observation is {observation!r}, but must be 'one_hot' or 'index'")
+        if observation not in get_args(Observation):
+            raise ValueError(f"observation is {observation!r}, but must be one of {', '.join(get_args(Observation))}")
         n_states, n_actions = mdp.rewards.shape
         self.mdp = mdp
         self.layout = layout
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(n_actions)
+        self.observation = observation
         self.observation_space: spaces.Space[Any] = (
-            spaces.Box(0.0, 1.0, (n_states,), np.float32) if observation == "one_hot" else spaces.Discrete(n_states)
+            spaces.Discrete(n_states)
+            if observation == "index"
+            else spaces.Box(0.0, 1.0, (n_states if observation == "one_hot" else 2,), np.float32)
         )
         self.state = 0
 
@@ -107,9 +113,13 @@ class TabularEnv(gym.Env[Any, np.int64]):
         return value_iteration(self.mdp.transitions, self.mdp.rewards, gamma)
 
     def observe(self, state: int) -> Any:
-        """The observation of a state: a one-hot vector or its number."""
-        if isinstance(self.observation_space, spaces.Discrete):
+        """The observation of a state: a one-hot vector, its number, or its row and column."""
+        if self.observation == "index":
             return np.int64(state)
+        if self.observation == "position":
+            rows, columns = self.layout
+            row, column = divmod(state, columns)
+            return np.array([row / max(1, rows - 1), column / max(1, columns - 1)], dtype=np.float32)
         return np.eye(len(self.mdp.terminals), dtype=np.float32)[state]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -189,13 +199,46 @@ def grid_mdp(rows: int, columns: int, step_cost: float) -> FiniteMDP:
     return FiniteMDP(transitions, rewards, np.arange(n_states) == goal)
 
 
+def deep_sea_mdp(size: int, cost: float) -> FiniteMDP:
+    """A square through which every episode sinks; only going right in every row finds the treasure.
+
+    I. Osband et al., *Behaviour Suite for Reinforcement Learning*, 2020, "Deep Sea". Which action goes right is drawn
+    once for every cell, so that repeating an action is no help, and going right costs: of 2^size action sequences one
+    pays.
+
+    Args:
+        size: rows and columns, at least 2.
+        cost: of going right in every row, taken in equal parts; the treasure is worth 1.
+
+    Returns:
+        The deterministic decision process, states row by row, terminal in the row below the last one.
+    """
+    if size < 2:
+        raise ValueError(f"size is {size}, but a deep sea needs at least 2 rows")
+    n_states = size * (size + 1)
+    rights = np.random.default_rng(DEEP_SEA_SEED).integers(2, size=(size, size))
+    transitions, rewards = np.zeros((n_states, 2, n_states)), np.zeros((n_states, 2))
+    for row in range(size):
+        for column in range(size):
+            state, below = row * size + column, (row + 1) * size
+            right = rights[row, column]
+            transitions[state, right, below + min(column + 1, size - 1)] = 1.0
+            transitions[state, 1 - right, below + max(column - 1, 0)] = 1.0
+            rewards[state, right] = -cost / size
+            if (row, column) == (size - 1, size - 1):
+                rewards[state, right] += 1.0
+    bottom = np.arange(n_states) >= size * size
+    transitions[size * size :, :, size * size :] = np.eye(size)[:, None]
+    return FiniteMDP(transitions, rewards, bottom)
+
+
 class ChainEnv(TabularEnv):
     """A row of states, left and right; the reward waits at the far end.
 
     Args:
         n_states: length of the row, at least 2.
         slip: probability that the opposite action happens, in [0, 1).
-        observation: `one_hot` or `index`.
+        observation: `one_hot`, `index` or `position`.
         render_mode: `rgb_array` or None.
     """
 
@@ -203,7 +246,7 @@ class ChainEnv(TabularEnv):
         self,
         n_states: int = 5,
         slip: float = 0.0,
-        observation: Literal["one_hot", "index"] = "one_hot",
+        observation: Observation = "one_hot",
         render_mode: str | None = None,
     ) -> None:
         super().__init__(chain_mdp(n_states, slip), (1, n_states), observation, render_mode)
@@ -216,7 +259,7 @@ class GridWorldEnv(TabularEnv):
         rows: height of the grid.
         columns: width of the grid.
         step_cost: taken from the reward of every move.
-        observation: `one_hot` or `index`.
+        observation: `one_hot`, `index` or `position`.
         render_mode: `rgb_array` or None.
     """
 
@@ -225,11 +268,32 @@ class GridWorldEnv(TabularEnv):
         rows: int = 4,
         columns: int = 4,
         step_cost: float = 0.01,
-        observation: Literal["one_hot", "index"] = "one_hot",
+        observation: Observation = "one_hot",
         render_mode: str | None = None,
     ) -> None:
         super().__init__(grid_mdp(rows, columns, step_cost), (rows, columns), observation, render_mode)
 
 
+class DeepSeaEnv(TabularEnv):
+    """A square sea; the treasure lies where only one sequence of actions leads.
+
+    Args:
+        size: rows and columns, at least 2.
+        cost: of going right in every row, against 1 for the treasure.
+        observation: `one_hot`, `index` or `position`.
+        render_mode: `rgb_array` or None.
+    """
+
+    def __init__(
+        self,
+        size: int = 10,
+        cost: float = 0.01,
+        observation: Observation = "position",
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(deep_sea_mdp(size, cost), (size + 1, size), observation, render_mode)
+
+
 gym.register("Chain-v0", entry_point="envs.tabular:ChainEnv", max_episode_steps=EPISODE_LIMIT)
 gym.register("GridWorld-v0", entry_point="envs.tabular:GridWorldEnv", max_episode_steps=EPISODE_LIMIT)
+gym.register("DeepSea-v0", entry_point="envs.tabular:DeepSeaEnv", max_episode_steps=EPISODE_LIMIT)
