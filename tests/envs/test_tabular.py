@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs import ChainEnv, GridWorldEnv, TabularEnv, value_iteration
+from envs import ChainEnv, DeepSeaEnv, GridWorldEnv, TabularEnv, value_iteration
 from envs.tabular import DOWN, LEFT, RIGHT, UP
 
 GAMMA = 0.9
 
 
-@pytest.mark.parametrize("env_id", ["Chain-v0", "GridWorld-v0"])
-@pytest.mark.parametrize("observation", ["one_hot", "index"])
+@pytest.mark.parametrize("env_id", ["Chain-v0", "GridWorld-v0", "DeepSea-v0"])
+@pytest.mark.parametrize("observation", ["one_hot", "index", "position"])
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
 def test_gymnasium_accepts_them(env_id: str, observation: str, render_mode: str | None) -> None:
     check_env(gym.make(env_id, observation=observation, render_mode=render_mode).unwrapped)
@@ -38,6 +38,22 @@ def test_grid_values_by_hand() -> None:
     assert values[0, LEFT] == values[0, UP] == pytest.approx(-0.1 + GAMMA * corner)
     assert values[1, DOWN] == values[2, RIGHT] == pytest.approx(beside_goal)
     np.testing.assert_array_equal(values[3], 0.0)
+
+
+def test_the_deep_sea_pays_one_sequence_of_actions_and_repeating_one_is_no_help() -> None:
+    size = 6
+    env = DeepSeaEnv(size, cost=0.06)
+    returns = []
+    for sequence in range(2**size):
+        env.reset(seed=0)
+        steps = [env.step(np.int64(sequence >> row & 1)) for row in range(size)]
+        assert [step[2] for step in steps] == [False] * (size - 1) + [True]
+        returns.append(sum(step[1] for step in steps))
+    best = np.argsort(returns)
+    assert returns[best[-1]] == pytest.approx(1.0 - 0.06)
+    assert max(returns[i] for i in best[:-1]) <= 0.0
+    assert best[-1] not in (0, 2**size - 1)  # neither action alone
+    assert env.optimal_q(1.0)[0].max() == pytest.approx(1.0 - 0.06)
 
 
 def test_values_satisfy_the_bellman_equation_with_slips() -> None:
@@ -72,6 +88,10 @@ def test_observations_name_the_state() -> None:
     index.reset(seed=0)
     np.testing.assert_array_equal(vector.step(RIGHT)[0], [0.0, 1.0, 0.0])
     assert index.step(RIGHT)[0] == 1
+    position = GridWorldEnv(rows=3, columns=5, observation="position")
+    position.reset(seed=0)
+    np.testing.assert_array_equal(position.step(DOWN)[0], np.float32([0.5, 0.0]))
+    np.testing.assert_array_equal(position.step(RIGHT)[0], np.float32([0.5, 0.25]))
 
 
 def test_picture_shows_the_present_state() -> None:
@@ -100,7 +120,8 @@ def test_value_iteration_rejects_what_it_cannot_solve() -> None:
         (lambda: ChainEnv(1), "n_states is 1"),
         (lambda: ChainEnv(slip=1.0), r"slip is 1\.0"),
         (lambda: GridWorldEnv(rows=0), "0 x 4"),
-        (lambda: ChainEnv(observation="picture"), "'picture'"),
+        (lambda: ChainEnv(observation="picture"), "'picture', but must be one of one_hot, index, position"),
+        (lambda: DeepSeaEnv(1), "size is 1"),
     ],
 )
 def test_impossible_sizes_are_errors(build, message: str) -> None:  # type: ignore[no-untyped-def]
