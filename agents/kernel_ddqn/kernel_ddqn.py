@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from agents.common.replay_view import ReplayView
 from agents.double_dqn import DoubleDQN, TransitionBatch
@@ -51,6 +51,8 @@ class KernelDDQN(DoubleDQN):
         policy: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a subclass of :class:`KernelDQNPolicy`.
         env: environment with discrete actions, or its id.
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
+        bonus_schedule: posterior standard deviations that exploring adds, over the remaining progress from 1 to 0, as
+            SB3's schedules are; ``kernel.exploration_bonus`` all along when left out.
         **kwargs: every argument of :class:`stable_baselines3.DQN`; the defaults differ where :data:`DEFAULTS` says.
             n-step returns serve every observation space here.
 
@@ -78,8 +80,10 @@ class KernelDDQN(DoubleDQN):
         env: GymEnv | str | None,
         *,
         kernel: KernelConfig | dict[str, Any] | None = None,
+        bonus_schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
+        self.bonus_schedule = bonus_schedule
         settings = {**DEFAULTS, **kwargs}
         policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
         chosen = policy_kwargs.get("kernel") if kernel is None else kernel
@@ -148,6 +152,8 @@ class KernelDDQN(DoubleDQN):
 
     def _on_step(self) -> None:
         super()._on_step()
+        if self.bonus_schedule is not None:
+            self.q_net.bonus = float(self.bonus_schedule(self._current_progress_remaining))
         copied = self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0
         # After the target update, never before: the residuals are relative to the new target network.
         if copied and self.num_timesteps > self.learning_starts:

@@ -40,6 +40,8 @@ class KernelQNetwork(QNetwork):
     def __init__(self, *, kernel: KernelConfig, corrects: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kernel, self.corrects = kernel, corrects
+        # What exploring adds; an algorithm with a schedule writes it.
+        self.bonus = kernel.exploration_bonus
         actions = int(self.action_space.n)
         self.feature_map = self._make_feature_map()
         self.head = HEADS[kernel.head](
@@ -72,10 +74,10 @@ class KernelQNetwork(QNetwork):
 
     def optimistic(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Action values plus the exploration bonus, which is large for actions unlike all remembered ones, [B, A]."""
-        features, q_values, bonus = self.feature_map(obs), self.prior_mean(obs), self.kernel.exploration_bonus
+        features, q_values = self.feature_map(obs), self.prior_mean(obs)
         if self.corrects:
-            return self.head.optimistic(features, q_values, bonus)
-        return q_values + (bonus * self.head.deviation(features)).to(q_values.dtype)
+            return self.head.optimistic(features, q_values, self.bonus)
+        return q_values + (self.bonus * self.head.deviation(features)).to(q_values.dtype)
 
     @torch.no_grad()
     def copy_kernel(self, other: KernelQNetwork) -> None:
@@ -145,7 +147,7 @@ class KernelDQNPolicy(DQNPolicy):
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         """Greedy actions, [B]; by optimistic values when exploring."""
-        if deterministic or self.kernel.exploration_bonus == 0.0:
+        if deterministic or self.q_net.bonus == 0.0:
             return super()._predict(obs, deterministic=deterministic)
         return self.q_net.optimistic(obs).argmax(dim=1)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.utils import LinearSchedule
 
 from agents import KernelDDQN, KernelDQNPolicy, KernelRefreshCallback
 
@@ -110,3 +111,25 @@ def test_sb3s_own_dqn_is_corrected_where_it_should_be(applies_to: str, acts: boo
         policy.set_training_mode(False)
         for network, corrected in ((policy.q_net, acts), (policy.q_net_target, targets)):
             assert torch.equal(network(observations), network.prior_mean(observations)) != corrected
+
+
+def test_the_bonus_follows_its_schedule_and_goes_on_after_loading(tmp_path) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def watch(local: dict[str, Any], _: Any) -> bool:
+        model = local["self"]
+        seen.append((model._current_progress_remaining, model.q_net.bonus))
+        return True
+
+    schedule = LinearSchedule(2.0, 0.0, 1.0)
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=KERNEL, bonus_schedule=schedule, **SETTINGS)
+    model.learn(200, callback=watch)
+    assert [bonus for _, bonus in seen[1:]] == pytest.approx([2.0 * progress for progress, _ in seen[1:]])
+    assert model.q_net.bonus == 0.0
+    observations = np.zeros((1, 4), np.float32)
+    model.exploration_rate = 0.0
+    assert model.predict(observations)[0] == model.predict(observations, deterministic=True)[0]
+    model.save(tmp_path / "model.zip")
+    loaded = KernelDDQN.load(tmp_path / "model.zip", env=model.get_env())
+    loaded.learn(100)
+    assert loaded.q_net.bonus == 0.0
