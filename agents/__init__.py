@@ -18,9 +18,11 @@ from agents.kernel_ddqn import (  # noqa: E402
 )
 from agents.kernel_ppo import CriticConfig, KernelPPO  # noqa: E402
 from agents.normalized_ppo import NormalizedPPO  # noqa: E402
+from agents.probing import AgentProbe, probe_agent, ram_variables  # noqa: E402
 
 __all__ = [
     "ActionKernelConfig",
+    "AgentProbe",
     "CriticConfig",
     "DoubleDQN",
     "KernelCnnPolicy",
@@ -35,4 +37,6 @@ __all__ = [
     "KernelTD3",
     "NormalizedPPO",
     "attach_kernel_head",
+    "probe_agent",
+    "ram_variables",
 ]

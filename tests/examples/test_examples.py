@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import hybrid
 import localisation
 import probe
+import probe_agent
 import transfer
 from backbones import BACKBONES, WIDTH, accuracy, make_backbone, train
 from images import Images, first_per_class, load_images, read_idx, split_per_class
@@ -171,6 +172,17 @@ def test_probe(tmp_path: Path) -> None:
     reports = probe.main(settings)
     assert {name: report.layers for name, report in reports.items()} == probe.LAYERS
     assert (tmp_path / "cnn.png").stat().st_size > 0
+
+
+def test_probe_of_an_agent(tmp_path: Path) -> None:
+    from train import main as train_agent
+
+    words = ["--agent", "ddqn", "--env", "CartPole-v1", "--total-timesteps", "60", "--learning-starts", "20"]
+    words += ["--n-evaluations", "1", "--n-eval-episodes", "1", "--n-final-eval-episodes", "1", "--no-progress-bar"]
+    assert train_agent([*words, "--run-dir", str(tmp_path)]) == 0
+    scores = probe_agent.main(probe_agent.Settings(tmp_path, steps=90, noise=0.1))
+    assert list(scores.reports) == ["x0", "x1", "x2", "x3"]
+    assert (tmp_path / "probe.png").stat().st_size > 0
 
 
 def test_hybrid() -> None:

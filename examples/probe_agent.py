@@ -1,0 +1,52 @@
+"""What each layer of a trained agent knows about the state of its environment, seen through noise.
+
+python examples/probe_agent.py runs/kernel_ddqn/CartPole-v1/seed0
+python examples/probe_agent.py runs/ddqn/LunarLander-v3/seed0 --noise 1 --steps 6000
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents import AgentProbe, probe_agent
+from agents.training.runs import RunFolder, load_model
+from agents.training.settings import load_config
+from envs import make_env
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to probe."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, as train.py leaves it; observations must be vectors."""
+
+    steps: int = 3000
+    """Environment steps to play: two thirds to fit readouts to, one to score them."""
+
+    noise: float = 0.5
+    """Standard deviation of the noise on what the network sees, in those of the observation's entries."""
+
+    seed: int = 0
+    """Of environment, exploration and noise."""
+
+
+def main(settings: Settings) -> AgentProbe:
+    """Probe, print the tables, draw the figure into the run folder, and give the scores back."""
+    folder = RunFolder(settings.run_dir)
+    config = load_config(folder.config)
+    env = make_env(config.env, seed=settings.seed)
+    model = load_model(config, env, folder.model("final"))
+    probe = probe_agent(model, env, steps=settings.steps, noise=settings.noise, seed=settings.seed)
+    print(probe.to_markdown())
+    probe.plot(settings.run_dir / "probe.png")
+    print(f"figure   {settings.run_dir / 'probe.png'}")
+    return probe
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sb3_contrib import QRDQN
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from agents import DoubleDQN, KernelDDQN, probe_agent, ram_variables
+from envs import make_env
+from skrl import LinearRegressor
+
+SMALL = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu", "seed": 0}
+LINEAR = {"linear": LinearRegressor()}
+
+
+def test_the_input_knows_itself_and_noise_hides_it() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    clean = probe_agent(model, "CartPole-v1", steps=300, readouts=LINEAR)
+    assert list(clean.reports) == ["x0", "x1", "x2", "x3"]
+    layers = clean.reports["x0"].layers
+    assert layers == ["features_extractor.flatten", "q_net.0", "q_net.1", "q_net.2"]
+    assert clean.scores("linear").shape == (4, 4)
+    assert clean.scores("linear")[:, 0] == pytest.approx(1.0, abs=1e-3)
+    noisy = probe_agent(model, "CartPole-v1", steps=300, readouts=LINEAR, noise=2.0)
+    assert (noisy.scores("linear")[:, 0] < 0.8).all()
+
+
+def test_the_same_seed_gives_the_same_scores_and_leaves_the_model_alone() -> None:
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", learning_starts=20, kernel={"capacity": 50}, **SMALL).learn(150)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    first, second = (probe_agent(model, "CartPole-v1", steps=90, noise=0.1, readouts=LINEAR) for _ in range(2))
+    assert np.array_equal(first.scores("linear"), second.scores("linear"))
+    assert all(torch.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("cls", [QRDQN, PPO])
+def test_other_algorithms_and_variables_of_ones_own(cls) -> None:
+    model = cls("MlpPolicy", "CartPole-v1", **SMALL)
+
+    def variables(env, observation):
+        return {"x + angle": observation[0] + env.state[2], "constant": 1.0}
+
+    probe = probe_agent(model, make_vec_env("CartPole-v1", 1), variables, steps=120, readouts=LINEAR)
+    assert list(probe.reports) == ["x + angle"]
+    assert probe.scores("linear")[0].max() > 0.99
+
+
+def test_table_and_figure(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    probe = probe_agent(DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL), "CartPole-v1", steps=90)
+    table = probe.to_markdown()
+    assert "**sparse kernel**" in table
+    assert "**linear**" in table
+    assert table.count("| x3 |") == 2
+    probe.plot(tmp_path / "probe.png")
+    assert (tmp_path / "probe.png").stat().st_size > 1000
+
+
+def test_the_memory_of_an_atari_game() -> None:
+    env = make_env("ALE/Pong-v5", seed=0)
+    model = DoubleDQN("CnnPolicy", env, buffer_size=10, device="cpu", seed=0)
+    with pytest.raises(ValueError, match="ram_variables"):
+        probe_agent(model, env, steps=30)
+    variables = ram_variables({"player": 51, "ball": 49})
+    probe = probe_agent(model, env, variables, steps=200, exploration_rate=1.0, readouts=LINEAR)
+    assert "player" in probe.reports
+    assert probe.reports["player"].layers[0].startswith("features_extractor.cnn")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 3}, "steps is 3"),
+        ({"exploration_rate": 2.0}, "exploration_rate is 2.0"),
+        ({"noise": -1.0}, "noise is -1.0"),
+        ({"variables": lambda env, observation: {"one": 1.0}}, "none of the variables one ever changed"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(settings, message) -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    with pytest.raises(ValueError, match=message):
+        probe_agent(model, "CartPole-v1", **{"steps": 40, **settings})
+    with pytest.raises(ValueError, match="2 copies"):
+        probe_agent(model, make_vec_env("CartPole-v1", 2), steps=40)
+
+
+def test_addresses_outside_the_memory_are_refused() -> None:
+    with pytest.raises(ValueError, match="player is at 128"):
+        ram_variables({"player": 128})
