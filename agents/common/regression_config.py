@@ -8,7 +8,8 @@ from typing import Literal
 
 from typing_extensions import Self
 
-from agents.common.schema import Count, Fraction, Positive, coerce_mapping
+from agents.common.schema import ConfigError, Count, Fraction, Positive, coerce_mapping
+from skrl.value_heads import ResidualHead
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,38 @@ class RegressionConfig:
         """Coerce every field to its type and reject what is out of range."""
         for name, value in coerce_mapping(type(self), vars(self), prefix="kernel.").items():
             object.__setattr__(self, name, value)
+
+    def residual_head(self, sets: int, feature_dim: int) -> ResidualHead:
+        """An empty residual head with these settings.
+
+        Args:
+            sets: support sets, which share the capacity evenly.
+            feature_dim: width of a feature.
+        """
+        return ResidualHead(
+            sets,
+            max(1, self.capacity // sets),
+            feature_dim,
+            k=self.k,
+            kernel=self.kernel,
+            ridge=self.ridge,
+            localisation=self.localisation,
+        )
+
+    @classmethod
+    def read(cls, given: object) -> Self:
+        """Settings from themselves, from a mapping of some of their fields, or from None for the defaults.
+
+        Raises:
+            ConfigError: it is something else, or a value is unknown or out of range.
+        """
+        if isinstance(given, cls):
+            return given
+        if given is None or isinstance(given, Mapping):
+            return cls.from_mapping(given or {})
+        raise ConfigError(
+            f"kernel is a {type(given).__name__}, but must be a {cls.__name__} or a mapping of its fields"
+        )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:

@@ -12,14 +12,14 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from agents.common.features import ObservationFeatures
+from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
-from agents.common.observations import in_parts
+from agents.common.observations import in_parts, take
 from agents.common.replay_view import ReplayView
 from agents.kernel_actor_critic.critic_config import ActionKernelConfig
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Bool, Float, Tensor
 from skrl.solve.local_weights import LocalWeights
-from skrl.value_heads import ResidualHead
 
 CHUNK = 2048
 """Transitions that one forward pass or one local solve holds at once."""
@@ -30,7 +30,7 @@ Values = Callable[[PyTorchObs, Tensor], Float[Tensor, " batch"]]
 """Observations and actions to the critics' smallest value."""
 
 NextActions = Callable[[PyTorchObs], tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]]
-"""Observations to the policy's actions there, and to what is added to their value, such as an entropy bonus."""
+"""Observations to the policy's actions there and their log-probabilities."""
 
 
 class Transitions(NamedTuple):
@@ -43,6 +43,7 @@ class Transitions(NamedTuple):
         discounts: γʰ or zero, [m].
         next_observations: where they lead, [m, ...].
         next_actions: what the policy of the last choice of supports does there, [m, d_a].
+        log_probabilities: of those actions, [m].
         local: how those next pairs read the supports, a part per chunk.
         finite: false where a reward or a feature is not finite, [m].
     """
@@ -53,6 +54,7 @@ class Transitions(NamedTuple):
     discounts: Tensor
     next_observations: PyTorchObs
     next_actions: Tensor
+    log_probabilities: Tensor
     local: list[LocalWeights]
     finite: Bool[Tensor, " points"]
 
@@ -85,15 +87,7 @@ class ActionKernel:
         self.config = config
         self.features = ObservationFeatures(observation_space, config.projection_dim, normalize_images).to(device)
         dim = self.features.dim + action_dim
-        self.head = ResidualHead(
-            1,
-            config.capacity,
-            dim,
-            k=config.k,
-            kernel=config.kernel,
-            ridge=config.ridge,
-            localisation=config.localisation,
-        ).to(device)
+        self.head = config.residual_head(1, dim).to(device)
         self.mean, self.scale = torch.zeros(dim, device=device), torch.ones(dim, device=device)
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
@@ -107,13 +101,21 @@ class ActionKernel:
         return self.head.correction(self._points(observations, actions))
 
     @torch.no_grad()
-    def refresh(self, view: ReplayView, values: Values, next_actions: NextActions, num_timesteps: int) -> None:
+    def refresh(
+        self,
+        view: ReplayView,
+        values: Values,
+        next_actions: NextActions,
+        entropy_weight: Tensor | float,
+        num_timesteps: int,
+    ) -> None:
         """Choose supports anew, renew their residuals, or do nothing, by the environment steps since the last time.
 
         Args:
             view: the replay buffer.
             values: the target critics' smallest value.
             next_actions: the policy that targets follow.
+            entropy_weight: α, by which targets count the entropy of that policy.
             num_timesteps: environment steps so far.
         """
         since_rebuild = num_timesteps - self.steps_at_rebuild
@@ -125,7 +127,7 @@ class ActionKernel:
             self.transitions = self._choose(view, next_actions)
             self.steps_at_rebuild = num_timesteps
         assert self.transitions is not None
-        self._rebase(self.transitions, values, next_actions)
+        self._rebase(self.transitions, values, entropy_weight)
         self.steps_at_rebase = num_timesteps
         if rebuilds:
             self.scalars["leave_one_out_error"] = float(self.lengthscale.judge())
@@ -146,16 +148,18 @@ class ActionKernel:
         points[0, : len(raw)] = (raw - self.mean) / self.scale
         self.head.memory.write(points, torch.tensor([len(raw)]))
         self.lengthscale.apply()
-        acted, _ = self._in_parts(next_actions, following)
+        acted, log_probabilities = _in_parts(next_actions, following)
         local = [self.head.localise(part) for part in torch.split(self._points(following, acted), CHUNK)]
         discounts = torch.from_numpy(steps.discounts).to(raw.device)
-        return Transitions(observations, actions, rewards, discounts, following, acted, local, finite)
+        return Transitions(
+            observations, actions, rewards, discounts, following, acted, log_probabilities, local, finite
+        )
 
-    def _rebase(self, transitions: Transitions, values: Values, next_actions: NextActions) -> None:
+    def _rebase(self, transitions: Transitions, values: Values, entropy_weight: Tensor | float) -> None:
         """Residuals against the present target critics, after ``sweeps`` backups through the kernel."""
-        _, bonus = self._in_parts(next_actions, transitions.next_observations)
-        present = values(transitions.observations, transitions.actions)
-        following = values(transitions.next_observations, transitions.next_actions) + bonus
+        present = _of_pairs(values, transitions.observations, transitions.actions)
+        following = _of_pairs(values, transitions.next_observations, transitions.next_actions)
+        following = following - entropy_weight * transitions.log_probabilities
         corrections = torch.zeros_like(present)
         residuals = present.new_zeros(1, self.head.memory.capacity)
         for _ in range(self.config.sweeps):
@@ -165,24 +169,24 @@ class ActionKernel:
             self.head.write_targets(residuals)
             corrections = torch.cat([self.head.read(part)[0] for part in transitions.local])
         variance = torch.cat([part.variance[0] for part in transitions.local])
-        self.scalars |= {
-            "supports": float(self.head.memory.sizes.sum()),
-            "lengthscale": float(self.head.lengthscale),
-            "residual_abs_mean": float(residuals.abs().sum() / self.head.memory.sizes.sum().clamp(min=1)),
-            "variance_mean": float(variance.mean()),
-            "fallbacks": float(self.head.fallbacks),
-            "jitters": float(self.head.jitters),
-        }
+        self.scalars |= {**head_scalars(self.head), "variance_mean": float(variance.mean())}
 
     def _points(self, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, "batch dim"]:
         """Standardised features of pairs, [B, d]."""
         raw = torch.cat([in_parts(self.features.raw, observations, CHUNK), actions], dim=1)
         return (raw - self.mean) / self.scale
 
-    def _in_parts(self, next_actions: NextActions, observations: PyTorchObs) -> tuple[Tensor, Tensor]:
-        both = in_parts(
-            lambda part: torch.cat([values.view(len(values), -1) for values in next_actions(part)], dim=1),
-            observations,
-            CHUNK,
-        )
-        return both[:, :-1], both[:, -1]
+
+def _in_parts(next_actions: NextActions, observations: PyTorchObs) -> tuple[Tensor, Tensor]:
+    """Next actions and their log-probabilities, computed for some at a time."""
+    both = in_parts(
+        lambda part: torch.cat([each.view(len(each), -1) for each in next_actions(part)], dim=1), observations, CHUNK
+    )
+    return both[:, :-1], both[:, -1]
+
+
+def _of_pairs(values: Values, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, " batch"]:
+    """Values of pairs, computed for some at a time."""
+    starts = range(0, len(actions), CHUNK)
+    rows = [slice(start, start + CHUNK) for start in starts]
+    return torch.cat([values(take(observations, part), actions[part]) for part in rows])

@@ -8,10 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
 
 from agents.common.replay_view import ReplayView
 from agents.kernel_actor_critic.action_kernel import ActionKernel
@@ -37,17 +40,22 @@ class KernelOffPolicy(OffPolicyAlgorithm, ABC):
     critic_target: Any
 
     def __init__(self, *args: Any, kernel: ActionKernelConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        given = kernel if isinstance(kernel, ActionKernelConfig) else ActionKernelConfig.from_mapping(kernel or {})
-        self.kernel = asdict(given)
+        self.kernel = asdict(ActionKernelConfig.read(kernel))
         super().__init__(*args, **kwargs)
 
     @abstractmethod
     def _next_actions(self, observations: PyTorchObs) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]:
-        """What targets suppose to be done in states, and what they add to its value."""
+        """What targets suppose to be done in states, and the log-probabilities of these actions."""
+
+    @abstractmethod
+    def _entropy_weight(self) -> Tensor | float:
+        """α, by which targets count the entropy of the policy."""
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as for the algorithm."""
-        self.action_kernel.refresh(self._view(), self.critic_target.smallest, self._next_actions, self.num_timesteps)
+        self.action_kernel.refresh(
+            self._view(), self.critic_target.smallest, self._next_actions, self._entropy_weight(), self.num_timesteps
+        )
         super().train(gradient_steps, batch_size)
 
     def dump_logs(self) -> None:
@@ -75,5 +83,18 @@ class KernelOffPolicy(OffPolicyAlgorithm, ABC):
         assert self.replay_buffer is not None
         return ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        name = type(self).__name__ if tb_log_name in (SAC.__name__, TD3.__name__) else tb_log_name
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "action_kernel"]
+        """What SB3 leaves out, the kernel, and the buffer class that SB3 would warn about on load."""
+        derived = self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1
+        return [*super()._excluded_save_params(), "action_kernel", *(["replay_buffer_class"] if derived else [])]

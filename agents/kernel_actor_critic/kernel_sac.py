@@ -19,6 +19,8 @@ class KernelSAC(KernelOffPolicy, SAC):
 
     def _next_actions(self, observations: PyTorchObs) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]:
         actions, log_probabilities = self.actor.action_log_prob(observations)
+        return actions, log_probabilities.reshape(-1)
+
+    def _entropy_weight(self) -> Tensor | float:
         learned = self.log_ent_coef
-        coefficient = self.ent_coef_tensor if learned is None else torch.exp(learned.detach())
-        return actions, -coefficient * log_probabilities.reshape(-1)
+        return self.ent_coef_tensor if learned is None else torch.exp(learned.detach())

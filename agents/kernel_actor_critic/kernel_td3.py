@@ -20,3 +20,6 @@ class KernelTD3(KernelOffPolicy, TD3):
     def _next_actions(self, observations: PyTorchObs) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]:
         actions = self.actor_target(observations)
         return actions, actions.new_zeros(len(actions))
+
+    def _entropy_weight(self) -> Tensor | float:
+        return 0.0

@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from agents.common.head_scalars import head_scalars
 from agents.common.replay_view import ReplayView
 from agents.double_dqn import DoubleDQN, TransitionBatch
 from agents.kernel_ddqn.kernel_config import KernelConfig
@@ -134,6 +135,12 @@ class KernelDDQN(DoubleDQN):
                 "'network_free' belongs to KernelQ, the others to KernelDDQN"
             )
         self._view()
+        self._set_bonus()
+
+    def _set_bonus(self) -> None:
+        """What exploring adds at present, where a schedule says it."""
+        if self.bonus_schedule is not None:
+            self.q_net.bonus = float(self.bonus_schedule(self._current_progress_remaining))
 
     def _view(self) -> ReplayView:
         """The replay buffer by slot; refuses a buffer that cannot be read so."""
@@ -152,8 +159,7 @@ class KernelDDQN(DoubleDQN):
 
     def _on_step(self) -> None:
         super()._on_step()
-        if self.bonus_schedule is not None:
-            self.q_net.bonus = float(self.bonus_schedule(self._current_progress_remaining))
+        self._set_bonus()
         copied = self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0
         # After the target update, never before: the residuals are relative to the new target network.
         if copied and self.num_timesteps > self.learning_starts:
@@ -193,15 +199,11 @@ class KernelDDQN(DoubleDQN):
         seconds, diagnostics.refresh_seconds = diagnostics.refresh_seconds, []
         solve = {"ridge": head.ridge, "leave_one_out_error": float(diagnostics.leave_one_out_error)}
         return {
+            **head_scalars(head),
             **(solve if isinstance(head, ResidualHead) else {}),
-            "supports": float(head.memory.sizes.sum()),
             "supports_smallest_action": float(head.memory.sizes.min()),
-            "lengthscale": float(head.lengthscale),
-            "residual_abs_mean": float(diagnostics.residual_abs_mean),
             "variance_mean": float(diagnostics.variance_mean),
             "greedy_changed_share": float(diagnostics.changed_share),
-            "fallbacks": float(head.fallbacks),
-            "jitters": float(head.jitters),
             "refresh_ms": 1e3 * float(np.mean(seconds)) if seconds else 0.0,
             "query_ms": self._query_ms(),
         }

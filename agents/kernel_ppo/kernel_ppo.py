@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import RolloutCritic
@@ -46,7 +47,7 @@ class KernelPPO(NormalizedPPO):
         normalize: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.kernel = asdict(kernel if isinstance(kernel, CriticConfig) else CriticConfig.from_mapping(kernel or {}))
+        self.kernel = asdict(CriticConfig.read(kernel))
         super().__init__(policy, env, *args, normalize=normalize, **kwargs)
 
     def collect_rollouts(
@@ -58,10 +59,24 @@ class KernelPPO(NormalizedPPO):
         assert self._last_obs is not None
         last_observations = obs_as_tensor(self._last_obs, self.device)
         dones = np.asarray(self._last_episode_starts, dtype=np.bool_)
-        self.critic.correct(rollout_buffer, self.policy.predict_values, last_observations, dones)
+        scale = (
+            float(np.sqrt(env.ret_rms.var + env.epsilon)) if isinstance(env, VecNormalize) and env.norm_reward else 1.0
+        )
+        self.critic.correct(rollout_buffer, self.policy.predict_values, last_observations, dones, scale)
         for name, value in self.critic.scalars.items():
             self.logger.record(f"kernel/{name}", value)
         return True
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        name = type(self).__name__ if tb_log_name == PPO.__name__ else tb_log_name
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -75,3 +90,10 @@ class KernelPPO(NormalizedPPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "critic"]
+
+
+def _reward_scale(env: VecEnv) -> float:
+    """What an environment divides its rewards by at present."""
+    if not isinstance(env, VecNormalize) or not env.norm_reward:
+        return 1.0
+    return float(np.sqrt(env.ret_rms.var + env.epsilon))

@@ -12,16 +12,17 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import explained_variance
 
 from agents.common.feature_map import FeatureMap
 from agents.common.features import ObservationFeatures
+from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts, joined, take
 from agents.kernel_ppo.critic_config import CriticConfig
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_weights import LocalWeights
-from skrl.value_heads import ResidualHead
 
 FOLDS = 2
 CHUNK = 4096
@@ -47,8 +48,8 @@ class RolloutCritic:
 
     V(s) = m(s) + R(s), where the network m is the prior mean of a local Gaussian process over states of this and of
     earlier rollouts, whose observations are returns less m. A state's own return must not enter its baseline, or the
-    advantage would be biased towards zero: environments are split into two folds, and each is valued by the other's
-    supports. A single environment is split at half of the rollout's time.
+    advantage would be biased towards zero: environments are split into two folds, or every other episode of a single
+    one. Each fold's returns are made by its own values alone, and in the end each is valued by the other's supports.
 
     Args:
         observation_space: of the policy.
@@ -69,18 +70,12 @@ class RolloutCritic:
         self.config, self.device = config, device
         features = ObservationFeatures(observation_space, config.projection_dim, normalize_images)
         self.feature_map = FeatureMap(features, None).to(device)
-        self.head = ResidualHead(
-            FOLDS,
-            max(1, config.capacity // FOLDS),
-            self.feature_map.dim,
-            k=config.k,
-            kernel=config.kernel,
-            ridge=config.ridge,
-            localisation=config.localisation,
-        ).to(device)
+        self.head = config.residual_head(FOLDS, self.feature_map.dim).to(device)
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.remembered: Remembered | None = None
+        self.reward_scale = 1.0
+        self.episodes = 0
         self.scalars: dict[str, float] = {}
 
     @torch.no_grad()
@@ -90,6 +85,7 @@ class RolloutCritic:
         network: Callable[[PyTorchObs], Float[Tensor, "states 1"]],
         last_observations: PyTorchObs,
         last_dones: npt.NDArray[np.bool_],
+        reward_scale: float = 1.0,
     ) -> None:
         """Recompute advantages and value targets of a full rollout; its values stay the network's.
 
@@ -98,11 +94,12 @@ class RolloutCritic:
             network: m, state values of observations.
             last_observations: where the rollout ended, one per environment.
             last_dones: whether an episode ended there, [E].
+            reward_scale: what rewards are divided by at present; remembered returns follow when it changes.
         """
         started = time.perf_counter()
         values, own_lambda = buffer.values.copy(), buffer.gae_lambda
         rollout = self._rollout(buffer)
-        known = self._with_remembered(rollout)
+        known = self._with_remembered(rollout, reward_scale)
         old = len(known.returns) - values.size
         chosen, sizes = self._choose(known.folds)
         supports = take(known.observations, chosen.flatten())
@@ -122,11 +119,12 @@ class RolloutCritic:
             buffer.compute_returns_and_advantage(last_values + last_corrections, last_dones)
             known.returns[old:] = torch.from_numpy(buffer.returns.reshape(-1)).to(self.device)
             self.head.write_targets(known.returns[chosen] - prior)
-            corrections = torch.cat([self._of_other_fold(part) for part in local])
-            corrections = corrections.gather(1, rollout.folds.unsqueeze(1)).squeeze(1)
-            last_corrections = self._of_other_fold(last_local).gather(1, last_folds.unsqueeze(1)).squeeze(1)
+            corrections = self._read(local, rollout.folds)
+            last_corrections = self._read([last_local], last_folds)
+        # Up to here each fold has seen its own rewards alone, and from here each is valued by the other.
+        corrections, last_corrections = self._read(local, 1 - rollout.folds), self._read([last_local], 1 - last_folds)
         buffer.values = values + corrections.view(values.shape).cpu().numpy()
-        self._describe(buffer, local)
+        self._describe(buffer, values, local)
         buffer.gae_lambda = own_lambda
         buffer.compute_returns_and_advantage(last_values + last_corrections, last_dones)
         buffer.values = values
@@ -145,14 +143,20 @@ class RolloutCritic:
         }
         folds = torch.arange(envs).expand(steps, envs) % FOLDS
         if envs == 1:
-            folds = (torch.arange(steps) * FOLDS // steps).unsqueeze(1)
+            # The first step of a run begins an episode too; one that spans two rollouts keeps its fold.
+            begun = self.episodes + buffer.episode_starts.cumsum(0)
+            self.episodes = int(begun[-1, 0])
+            folds = torch.from_numpy(begun).long() % FOLDS
         observations = flat if isinstance(stored, dict) else flat[""]
         return Remembered(
             observations, torch.zeros(steps * envs, device=self.device), folds.reshape(-1).to(self.device)
         )
 
-    def _with_remembered(self, rollout: Remembered) -> Remembered:
-        """Remembered states, then the rollout's, oldest first."""
+    def _with_remembered(self, rollout: Remembered, reward_scale: float) -> Remembered:
+        """Remembered states, then the rollout's, oldest first, all returns in the present units."""
+        if self.remembered is not None:
+            self.remembered.returns.mul_(self.reward_scale / reward_scale)
+        self.reward_scale = reward_scale
         if self.remembered is None:
             return rollout
         earlier = self.remembered
@@ -174,20 +178,16 @@ class RolloutCritic:
             sizes[fold] = len(picked)
         return chosen.to(self.device), sizes.to(self.device)
 
-    def _of_other_fold(self, local: LocalWeights) -> Float[Tensor, "states folds"]:
-        """Corrections for a state of each fold, by the supports of the other one."""
-        return self.head.read(local).mT.flip(1)
+    def _read(self, local: list[LocalWeights], folds: Int[Tensor, " states"]) -> Float[Tensor, " states"]:
+        """Corrections of states by the supports of given folds, [n]."""
+        both = torch.cat([self.head.read(part) for part in local], dim=1)
+        return both.gather(0, folds.unsqueeze(0)).squeeze(0)
 
-    def _describe(self, buffer: RolloutBuffer, local: list[LocalWeights]) -> None:
-        memory = self.head.memory
-        variance, unexplained = buffer.returns.var(), (buffer.returns - buffer.values).var()
+    def _describe(self, buffer: RolloutBuffer, network: npt.NDArray[np.float32], local: list[LocalWeights]) -> None:
         self.scalars = {
-            "supports": float(memory.sizes.sum()),
-            "lengthscale": float(self.head.lengthscale),
+            **head_scalars(self.head),
             "leave_one_out_error": float(self.lengthscale.judge()),
-            "residual_abs_mean": float(memory.targets.abs().sum() / memory.sizes.sum()),
             "variance_mean": float(torch.cat([part.variance for part in local], dim=1).mean()),
-            "explained_variance": float(1.0 - unexplained / variance) if variance > 0.0 else float("nan"),
-            "fallbacks": float(self.head.fallbacks),
-            "jitters": float(self.head.jitters),
+            "explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
+            "explained_variance_of_network": float(explained_variance(network.flatten(), buffer.returns.flatten())),
         }

@@ -28,7 +28,7 @@ class RunConfig:
     """What every run has, whichever the agent."""
 
     agent: str = "kernel_ddqn"
-    """Learning algorithm: kernel_ddqn, knn_ddqn, kernel_q, or one of the baselines that the README lists."""
+    """Learning algorithm, one of those that the README lists: kernel_ddqn, kernel_ppo, kernel_sac, ddqn, ppo, sac, …"""
 
     env: str = "CartPole-v1"
     """Gymnasium id of the environment."""
@@ -104,10 +104,10 @@ class QLearningConfig(RunConfig):
     """Share of the budget over which the exploration rate falls."""
 
     exploration_initial_eps: Fraction = 1.0
-    """Probability of a random action at the start."""
+    """Probability of a random action, or of beginning one where they last, at the start."""
 
     exploration_final_eps: Fraction = 0.05
-    """Probability of a random action after the fall."""
+    """Probability of a random action, or of beginning one where they last, after the fall."""
 
 
 @dataclass(frozen=True)

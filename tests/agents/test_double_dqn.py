@@ -113,19 +113,21 @@ def test_random_actions_last_while_learning(cls, tmp_path) -> None:
 
 
 def test_lasting_actions_end_with_the_episode() -> None:
-    model = DoubleDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "exploration_zeta": 1.01})
-    model.exploration_rate = 0.0
-    seen: list[bool] = []
+    """Every action lasts for ever; what is left of it is looked at when the next step has been chosen."""
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "learning_starts": 0, "exploration_zeta": 2.0})
+    model.exploration_schedule = lambda _: 0.0
+    left, ended = [], [False]
 
     def watch(local, _) -> bool:
-        if model.num_timesteps > SETTINGS["learning_starts"]:
-            model._lasting._left[:] = 10_000
-            seen.append(bool(local["dones"][0]))
+        left.append(int(model._lasting._left[0]))
+        ended.append(bool(local["dones"][0]))
+        model._lasting._left[:] = 1000
         return True
 
     model.learn(60, callback=watch)
-    assert any(seen)
-    assert (model._lasting._left[0] == 0) == seen[-1]
+    assert any(ended[1:-1])
+    # The first step explores for its rate is still 1; later ones take one from 1000, or nothing is left after an end.
+    assert left[1:] == [0 if end else 999 for end in ended[1:-1]]
 
 
 def test_an_exponent_of_no_distribution_is_refused() -> None:

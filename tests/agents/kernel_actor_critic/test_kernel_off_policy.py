@@ -9,7 +9,7 @@ from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
-from agents import ActionKernelConfig, KernelSAC, KernelTD3
+from agents import ActionKernelConfig, CriticConfig, KernelSAC, KernelTD3
 from agents.common.schema import ConfigError
 
 SMALL: dict[str, Any] = {
@@ -55,8 +55,9 @@ def test_targets_contain_the_correction_and_polyak_averaging_goes_on(cls, twin) 
 
 
 @pytest.mark.parametrize(("cls", "twin"), PAIRS)
-def test_a_saved_model_is_loaded_by_both(cls, twin, tmp_path) -> None:
-    model = make(cls, kernel=KERNEL).learn(80)
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_a_saved_model_is_loaded_by_both(cls, twin, n_steps, tmp_path) -> None:
+    model = make(cls, kernel=KERNEL, n_steps=n_steps).learn(80)
     model.save(tmp_path / "model.zip")
     observation = np.zeros(3, np.float32)
     expected, _ = model.predict(observation, deterministic=True)
@@ -64,8 +65,7 @@ def test_a_saved_model_is_loaded_by_both(cls, twin, tmp_path) -> None:
     assert loaded.action_kernel.config == ActionKernelConfig(**KERNEL)
     assert np.array_equal(loaded.predict(observation, deterministic=True)[0], expected)
     loaded.learn(60)
-    plain = make(twin)
-    plain.set_parameters(str(tmp_path / "model.zip"))
+    plain = twin.load(tmp_path / "model.zip")
     assert np.array_equal(plain.predict(observation, deterministic=True)[0], expected)
 
 
@@ -82,7 +82,15 @@ def test_several_environments_and_n_step_returns(cls, twin, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_runs_are_named_after_the_algorithm(cls, tmp_path) -> None:
+    make(cls, tensorboard_log=str(tmp_path)).learn(10)
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"{cls.__name__}_1"]
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
 def test_settings_are_checked(cls) -> None:
+    with pytest.raises(ConfigError, match=r"kernel is a CriticConfig, but must be a ActionKernelConfig or a mapping"):
+        make(cls, kernel=CriticConfig())
     with pytest.raises(ConfigError, match=r"kernel.rebase_interval is 0"):
         cls("MlpPolicy", "Pendulum-v1", kernel={"rebase_interval": 0})
     with pytest.raises(ConfigError, match=r"did you mean 'kernel.capacity'"):

@@ -62,12 +62,56 @@ def test_no_return_enters_the_baseline_of_its_own_fold(n_envs) -> None:
     assert not np.allclose(before[:, 1::2], after[:, 1::2], atol=0.05)
 
 
-def test_a_single_environment_is_valued_by_the_other_half_of_its_time() -> None:
+@pytest.mark.parametrize("n_envs", [2, 3, 8])
+@pytest.mark.parametrize("reaches_the_end", [False, True])
+def test_none_enters_by_way_of_bootstraps_either(n_envs, reaches_the_end) -> None:
+    """Default settings, episodes that outlast the rollout: returns are made of values, and those of returns."""
+
+    def values(bonus: float) -> np.ndarray:
+        buffer = rollout(n_envs)
+        buffer.episode_starts[1:] = 0.0
+        buffer.rewards[:, ::2] += bonus
+        judge = RolloutCritic(SPACE, CriticConfig(), True, torch.device("cpu"), np.random.default_rng(0))
+        judge.correct(buffer, nothing, torch.zeros(n_envs, 2), np.full(n_envs, reaches_the_end))
+        return buffer.returns - buffer.advantages
+
+    before, after = values(0.0), values(1.0)
+    assert np.allclose(before[:, ::2], after[:, ::2], atol=1e-4)
+    assert not np.allclose(before[:, 1::2], after[:, 1::2], atol=0.5)
+
+
+def test_a_single_environment_is_valued_by_every_other_episode() -> None:
     plain, changed = rollout(1), rollout(1)
-    changed.rewards[: STEPS // 2] += 1.0
+    lengths = np.repeat(np.arange(8), STEPS // 8)  # the number of the episode
+    for buffer in (plain, changed):
+        buffer.episode_starts[:, 0] = np.diff(lengths, prepend=-1)
+    changed.rewards[lengths % 2 == 0] += 1.0
     before, after = correct(critic(), plain), correct(critic(), changed)
-    assert np.allclose(before[: STEPS // 2], after[: STEPS // 2], atol=1e-5)
-    assert not np.allclose(before[STEPS // 2 :], after[STEPS // 2 :], atol=0.05)
+    assert np.allclose(before[lengths % 2 == 0], after[lengths % 2 == 0], atol=1e-5)
+    assert not np.allclose(before[lengths % 2 == 1], after[lengths % 2 == 1], atol=0.05)
+
+
+def test_an_episode_keeps_its_fold_from_one_rollout_to_the_next() -> None:
+    judge, first, second = critic(), rollout(1), rollout(1, seed=1)
+    first.episode_starts[:] = 0.0
+    first.episode_starts[[0, 20, 30]] = 1.0
+    second.episode_starts[:] = 0.0
+    second.episode_starts[10] = 1.0
+    correct(judge, first)
+    correct(judge, second)
+    known = zip(judge.remembered.observations.tolist(), judge.remembered.folds.tolist(), strict=True)
+    fold_of = {tuple(state): fold for state, fold in known}
+    folds = [[fold_of[tuple(state)] for state in buffer.observations[:, 0].tolist()] for buffer in (first, second)]
+    assert folds == [[1] * 20 + [0] * 10 + [1] * 10, [1] * 10 + [0] * 30]
+
+
+def test_remembered_returns_follow_the_scale_of_rewards() -> None:
+    judge, last = critic(), (torch.zeros(2, 2), np.ones(2, dtype=bool))
+    judge.correct(rollout(2), nothing, *last, reward_scale=1.0)
+    before = judge.remembered.returns.clone()
+    judge.correct(rollout(2, seed=1), nothing, *last, reward_scale=4.0)
+    kept = torch.isin(judge.remembered.returns, before / 4.0)
+    assert kept.sum() == len(before)
 
 
 def test_a_network_that_is_right_is_left_alone() -> None:
