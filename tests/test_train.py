@@ -11,11 +11,12 @@ import gymnasium as gym
 import pytest
 import torch
 import yaml
+from gymnasium import spaces
 from stable_baselines3.common.save_util import load_from_zip_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from agents.training.config import DoubleDQNConfig
+from agents.training.config import DoubleDQNConfig, PPOConfig
 from agents.training.evaluation import Evaluation
 from agents.training.provenance import commit
 from agents.training.registry import AGENTS
@@ -42,8 +43,8 @@ RESULT_KEYS = [
 QUICK = ["--env", "Chain-v0", "--total-timesteps", "100", "--no-progress-bar"]
 QUICK += ["--n-eval-episodes", "2", "--n-final-eval-episodes", "3"]
 OFF_POLICY = ["--learning-starts", "20"]
-ON_POLICY = ("ppo", "kernel_ppo")
-CONTINUOUS = ("sac", "kernel_sac", "td3", "kernel_td3")
+ON_POLICY = [name for name, spec in AGENTS.items() if issubclass(spec.config, PPOConfig)]
+CONTINUOUS = [name for name, spec in AGENTS.items() if spaces.Discrete not in spec.action_spaces]
 ROLLOUTS = ["--n-steps", "30", "--batch-size", "10"]
 
 

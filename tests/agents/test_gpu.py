@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from agents import DoubleDQN, KernelDDQN, KernelQ
+from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,3 +26,17 @@ def test_learns_saves_and_loads_on_the_device(cls, tmp_path) -> None:
         on_device = model.policy.q_net(observations.to("cuda")).cpu()
         on_cpu = loaded.policy.q_net(observations)
     assert torch.allclose(on_device, on_cpu, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [KernelPPO, KernelSAC, KernelTD3])
+def test_continuous_actions_learn_save_and_load_on_the_device(cls, tmp_path) -> None:
+    settings = {"n_steps": 64} if cls is KernelPPO else {"learning_starts": 50}
+    model = cls("MlpPolicy", "Pendulum-v1", device="cuda", seed=0, kernel={"capacity": 200}, **settings).learn(200)
+    kernel = model.critic if cls is KernelPPO else model.action_kernel
+    assert kernel.head.memory.features.is_cuda
+    assert kernel.scalars["residual_abs_mean"] > 0.0
+    model.save(tmp_path / "model.zip")
+    loaded = cls.load(tmp_path / "model.zip", device="cpu")
+    observation = np.zeros(3, np.float32)
+    on_device, on_cpu = (each.predict(observation, deterministic=True)[0] for each in (model, loaded))
+    assert np.allclose(on_device, on_cpu, atol=1e-4)
