@@ -16,6 +16,9 @@ class CriticConfig(RegressionConfig):
         ConfigError: a value has the wrong type or is out of range.
     """
 
+    k: Count = 32
+    """Nearest support points that answer a query; returns are noisier than the residuals of one Bellman backup."""
+
     ridge: Positive = 0.3
     """Tikhonov term on the diagonal of the local Gram matrix (a normalised kernel has ones there)."""
 
