@@ -83,7 +83,8 @@ def test_several_environments_and_n_step_returns(cls, twin, tmp_path) -> None:
 
 @pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
 def test_runs_are_named_after_the_algorithm(cls, tmp_path) -> None:
-    make(cls, tensorboard_log=str(tmp_path)).learn(10)
+    model = make(cls, tensorboard_log=str(tmp_path)).learn(10)
+    model.logger.close()  # or its open file is found by the collector, in the middle of another test
     assert [folder.name for folder in tmp_path.iterdir()] == [f"{cls.__name__}_1"]
 
 
