@@ -8,14 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs
 
+from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import ReplayView
 from agents.kernel_actor_critic.action_kernel import ActionKernel
 from agents.kernel_actor_critic.corrected_critic import CorrectedCritic
@@ -23,7 +22,7 @@ from agents.kernel_actor_critic.critic_config import ActionKernelConfig
 from skrl.shapes import Float, Tensor
 
 
-class KernelOffPolicy(OffPolicyAlgorithm, ABC):
+class KernelOffPolicy(NamedRuns, OffPolicyAlgorithm, ABC):
     """Mixed in before SB3's SAC or TD3, whose updates stay as they are.
 
     Args:
@@ -82,17 +81,6 @@ class KernelOffPolicy(OffPolicyAlgorithm, ABC):
         """The replay buffer by slot; refuses a buffer that cannot be read so."""
         assert self.replay_buffer is not None
         return ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        name = type(self).__name__ if tb_log_name in (SAC.__name__, TD3.__name__) else tb_log_name
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3 leaves out, the kernel, and the buffer class that SB3 would warn about on load."""

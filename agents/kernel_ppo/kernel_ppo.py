@@ -6,20 +6,20 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from agents.common.named_runs import NamedRuns
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import RolloutCritic
 from agents.normalized_ppo import NormalizedPPO
 
 
-class KernelPPO(NormalizedPPO):
+class KernelPPO(NamedRuns, NormalizedPPO):
     """PPO with advantages from a kernel-corrected critic.
 
     Every rollout is collected as PPO does. Before it is learned from, its states get the values m(s) + R(s), where R is
@@ -66,17 +66,6 @@ class KernelPPO(NormalizedPPO):
         for name, value in self.critic.scalars.items():
             self.logger.record(f"kernel/{name}", value)
         return True
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        name = type(self).__name__ if tb_log_name == PPO.__name__ else tb_log_name
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
 
     def _setup_model(self) -> None:
         super()._setup_model()

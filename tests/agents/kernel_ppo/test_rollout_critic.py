@@ -164,6 +164,14 @@ def test_a_saved_model_goes_on_with_its_settings(env, tmp_path) -> None:
     loaded.learn(64)
 
 
+def test_runs_are_named_after_the_algorithm(tmp_path) -> None:
+    model = KernelPPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, tensorboard_log=str(tmp_path))
+    for name in ("PPO", "mine"):
+        model.learn(32, tb_log_name=name)
+        model.logger.close()
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["KernelPPO_1", "mine_1"]
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"kernel.sweeps"):
         KernelPPO("MlpPolicy", "CartPole-v1", kernel={"sweeps": 0})
