@@ -310,7 +310,8 @@ def _check_action_space(algorithm: str, space: spaces.Space[Any]) -> None:
     if not isinstance(space, spaces.Discrete):
         raise ValueError(
             f"{algorithm} needs a discrete action space, but the environment has {space}. For continuous actions use "
-            "KernelSAC, KernelTD3 or KernelPPO; a MultiDiscrete space can be flattened to Discrete by a wrapper."
+            "KernelPPO, KernelSAC or KernelTD3, or PPO, SAC or TD3 of stable_baselines3; a MultiDiscrete space can be "
+            "flattened to Discrete by a wrapper."
         )
     if space.start != 0:
         raise ValueError(f"{algorithm} needs actions that count from 0, but the environment has {space}; wrap it")

@@ -28,7 +28,7 @@ class RunConfig:
     """What every run has, whichever the agent."""
 
     agent: str = "kernel_ddqn"
-    """Learning algorithm, one of those that the README lists: kernel_ddqn, kernel_ppo, kernel_sac, ddqn, ppo, sac, …"""
+    """Learning algorithm: kernel_ddqn, kernel_ppo, kernel_sac, ddqn, ppo, sac, or another that the README lists."""
 
     env: str = "CartPole-v1"
     """Gymnasium id of the environment."""
