@@ -59,10 +59,7 @@ class KernelPPO(NamedRuns, NormalizedPPO):
         assert self._last_obs is not None
         last_observations = obs_as_tensor(self._last_obs, self.device)
         dones = np.asarray(self._last_episode_starts, dtype=np.bool_)
-        scale = (
-            float(np.sqrt(env.ret_rms.var + env.epsilon)) if isinstance(env, VecNormalize) and env.norm_reward else 1.0
-        )
-        self.critic.correct(rollout_buffer, self.policy.predict_values, last_observations, dones, scale)
+        self.critic.correct(rollout_buffer, self.policy.predict_values, last_observations, dones, _reward_scale(env))
         for name, value in self.critic.scalars.items():
             self.logger.record(f"kernel/{name}", value)
         return True
