@@ -9,7 +9,7 @@ from typing import Literal
 from typing_extensions import Self
 
 from agents.common.schema import ConfigError, Count, Fraction, Positive, coerce_mapping
-from skrl.value_heads import ResidualHead
+from skrl.value_heads import ResidualHead, ValueHead
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,15 @@ class RegressionConfig:
         for name, value in coerce_mapping(type(self), vars(self), prefix="kernel.").items():
             object.__setattr__(self, name, value)
 
-    def residual_head(self, sets: int, feature_dim: int) -> ResidualHead:
-        """An empty residual head with these settings.
+    def make_head(self, sets: int, feature_dim: int, kind: type[ValueHead] = ResidualHead) -> ValueHead:
+        """An empty value head with these settings.
 
         Args:
             sets: support sets, which share the capacity evenly.
             feature_dim: width of a feature.
+            kind: class of the head.
         """
-        return ResidualHead(
+        return kind(
             sets,
             max(1, self.capacity // sets),
             feature_dim,

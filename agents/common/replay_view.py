@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
@@ -57,6 +58,12 @@ class ReplayView:
                 f"leave replay_buffer_class out or use one of {names}"
             )
         self.buffer, self.n_steps, self.gamma, self.vec_normalize = buffer, n_steps, gamma, vec_normalize
+
+    @classmethod
+    def of(cls, model: OffPolicyAlgorithm) -> ReplayView:
+        """The replay buffer that a model learns from, with its n-step returns, discount and normalisation."""
+        assert model.replay_buffer is not None
+        return cls(model.replay_buffer, model.n_steps, model.gamma, model._vec_normalize_env)
 
     @property
     def capacity(self) -> int:

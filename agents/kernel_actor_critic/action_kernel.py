@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from agents.common.feature_map import MIN_SCALE
 from agents.common.features import ObservationFeatures
 from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
@@ -23,8 +24,6 @@ from skrl.solve.local_weights import LocalWeights
 
 CHUNK = 2048
 """Transitions that one forward pass or one local solve holds at once."""
-
-MIN_SCALE = 1e-6
 
 Values = Callable[[PyTorchObs, Tensor], Float[Tensor, " batch"]]
 """Observations and actions to the critics' smallest value."""
@@ -87,13 +86,27 @@ class ActionKernel:
         self.config = config
         self.features = ObservationFeatures(observation_space, config.projection_dim, normalize_images).to(device)
         dim = self.features.dim + action_dim
-        self.head = config.residual_head(1, dim).to(device)
+        self.head = config.make_head(1, dim).to(device)
         self.mean, self.scale = torch.zeros(dim, device=device), torch.ones(dim, device=device)
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.transitions: Transitions | None = None
         self.steps_at_rebuild, self.steps_at_rebase = 0, 0
-        self.scalars: dict[str, float] = {}
+        self.leave_one_out_error = torch.zeros((), device=device)
+        self.refresh_seconds = 0.0
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Figures to be written as ``kernel/NAME``; reading them waits for an accelerator."""
+        if self.transitions is None:
+            return {}
+        variance = torch.cat([part.variance[0] for part in self.transitions.local])
+        return {
+            **head_scalars(self.head),
+            "variance_mean": float(variance.mean()),
+            "leave_one_out_error": float(self.leave_one_out_error),
+            "refresh_ms": 1e3 * self.refresh_seconds,
+        }
 
     @torch.no_grad()
     def correction(self, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, "batch 1"]:
@@ -130,8 +143,8 @@ class ActionKernel:
         self._rebase(self.transitions, values, entropy_weight)
         self.steps_at_rebase = num_timesteps
         if rebuilds:
-            self.scalars["leave_one_out_error"] = float(self.lengthscale.judge())
-        self.scalars["refresh_ms"] = 1e3 * (time.perf_counter() - started)
+            self.leave_one_out_error = self.lengthscale.judge()
+        self.refresh_seconds = time.perf_counter() - started
 
     def _choose(self, view: ReplayView, next_actions: NextActions) -> Transitions:
         slots = torch.from_numpy(view.slots())
@@ -139,7 +152,7 @@ class ActionKernel:
         steps = view.n_step(chosen)
         observations, actions = view.observations(chosen), view.action_vectors(chosen)
         following = view.next_observations(steps.last_slots)
-        raw = torch.cat([in_parts(self.features.raw, observations, CHUNK), actions], dim=1)
+        raw = self._raw(observations, actions)
         rewards = torch.from_numpy(steps.rewards).to(raw.device)
         finite = raw.isfinite().all(1) & rewards.isfinite()
         deviation = raw[finite].std(0, correction=0)
@@ -168,13 +181,14 @@ class ActionKernel:
             residuals[0, : len(present)] = torch.where(known, improved - present, 0.0)
             self.head.write_targets(residuals)
             corrections = torch.cat([self.head.read(part)[0] for part in transitions.local])
-        variance = torch.cat([part.variance[0] for part in transitions.local])
-        self.scalars |= {**head_scalars(self.head), "variance_mean": float(variance.mean())}
 
     def _points(self, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, "batch dim"]:
         """Standardised features of pairs, [B, d]."""
-        raw = torch.cat([in_parts(self.features.raw, observations, CHUNK), actions], dim=1)
-        return (raw - self.mean) / self.scale
+        return (self._raw(observations, actions) - self.mean) / self.scale
+
+    def _raw(self, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, "batch dim"]:
+        """Features of pairs before standardisation, [B, d]."""
+        return torch.cat([in_parts(self.features.raw, observations, CHUNK), actions], dim=1)
 
 
 def _in_parts(next_actions: NextActions, observations: PyTorchObs) -> tuple[Tensor, Tensor]:

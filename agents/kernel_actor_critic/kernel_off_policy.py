@@ -53,7 +53,11 @@ class KernelOffPolicy(NamedRuns, OffPolicyAlgorithm, ABC):
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as for the algorithm."""
         self.action_kernel.refresh(
-            self._view(), self.critic_target.smallest, self._next_actions, self._entropy_weight(), self.num_timesteps
+            ReplayView.of(self),
+            self.critic_target.smallest,
+            self._next_actions,
+            self._entropy_weight(),
+            self.num_timesteps,
         )
         super().train(gradient_steps, batch_size)
 
@@ -65,7 +69,7 @@ class KernelOffPolicy(NamedRuns, OffPolicyAlgorithm, ABC):
 
     def _create_aliases(self) -> None:
         super()._create_aliases()  # type: ignore[misc]  # both algorithms have it
-        self._view()
+        ReplayView.of(self)  # refuses a buffer that cannot be read so
         self.action_kernel = ActionKernel(
             self.observation_space,
             get_action_dim(self.action_space),
@@ -76,11 +80,6 @@ class KernelOffPolicy(NamedRuns, OffPolicyAlgorithm, ABC):
         )
         network: ContinuousCritic = self.policy.critic_target  # type: ignore[assignment]
         self.critic_target = CorrectedCritic(network, self.action_kernel)
-
-    def _view(self) -> ReplayView:
-        """The replay buffer by slot; refuses a buffer that cannot be read so."""
-        assert self.replay_buffer is not None
-        return ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3 leaves out, the kernel, and the buffer class that SB3 would warn about on load."""

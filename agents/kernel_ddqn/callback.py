@@ -35,8 +35,7 @@ class KernelRefreshCallback(BaseCallback):
         policy = model.policy
         if isinstance(policy.q_net.head, NetworkFreeHead):
             raise ValueError("DQN trains a network, but kernel.head is 'network_free'; use the KernelQ algorithm")
-        assert model.replay_buffer is not None
-        view = ReplayView(model.replay_buffer, model.n_steps, model.gamma, model._vec_normalize_env)
+        view = ReplayView.of(model)
         rng = np.random.default_rng(model.seed)
         self.kernel = ReplayKernel(policy.q_net, policy.q_net_target, view, rng, hard_updates=model.tau == 1.0)
         self._updates_seen = self._target_updates()

@@ -134,7 +134,7 @@ class KernelDDQN(DoubleDQN):
                 f"kernel.head is '{head}', but {name} takes {' or '.join(self.heads)}; "
                 "'network_free' belongs to KernelQ, the others to KernelDDQN"
             )
-        self._view()
+        ReplayView.of(self)  # refuses a buffer that cannot be read so
         self._set_bonus()
 
     def _set_bonus(self) -> None:
@@ -142,17 +142,12 @@ class KernelDDQN(DoubleDQN):
         if self.bonus_schedule is not None:
             self.q_net.bonus = float(self.bonus_schedule(self._current_progress_remaining))
 
-    def _view(self) -> ReplayView:
-        """The replay buffer by slot; refuses a buffer that cannot be read so."""
-        assert self.replay_buffer is not None
-        return ReplayView(self.replay_buffer, self.n_steps, self.gamma, self._vec_normalize_env)
-
     def _kernel(self) -> ReplayKernel:
         """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""
         view = None if self.replay_kernel is None else self.replay_kernel.view
         if view is None or view.buffer is not self.replay_buffer or view.vec_normalize is not self._vec_normalize_env:
             self.replay_kernel = ReplayKernel(
-                self.q_net, self.q_net_target, self._view(), self.rng, hard_updates=self.tau == 1.0
+                self.q_net, self.q_net_target, ReplayView.of(self), self.rng, hard_updates=self.tau == 1.0
             )
         assert self.replay_kernel is not None
         return self.replay_kernel

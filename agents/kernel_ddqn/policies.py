@@ -44,15 +44,7 @@ class KernelQNetwork(QNetwork):
         self.bonus = kernel.exploration_bonus
         actions = int(self.action_space.n)
         self.feature_map = self._make_feature_map()
-        self.head = HEADS[kernel.head](
-            actions,
-            max(1, kernel.capacity // actions),
-            self.feature_map.dim,
-            k=kernel.k,
-            kernel=kernel.kernel,
-            ridge=kernel.ridge,
-            localisation=kernel.localisation,
-        )
+        self.head = kernel.make_head(actions, self.feature_map.dim, HEADS[kernel.head])
 
     def trunk(self) -> nn.Sequential:
         """The network up to its last hidden layer, made of the network's own modules."""

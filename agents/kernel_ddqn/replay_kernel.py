@@ -61,7 +61,6 @@ class Supports(NamedTuple):
 class Diagnostics:
     """What the last refresh looked like; tensors, read only when they are logged."""
 
-    residual_abs_mean: Tensor
     variance_mean: Tensor
     changed_share: Tensor
     leave_one_out_error: Tensor
@@ -107,7 +106,7 @@ class ReplayKernel:
         self.steps_at_rebuild = 0
         self.table = CorrectionTable(self.head, self.feature_map, view)
         zero = torch.zeros((), device=self.head.lengthscale.device)
-        self.diagnostics = Diagnostics(zero, zero, zero, zero)
+        self.diagnostics = Diagnostics(zero, zero, zero)
 
     def refresh(self, num_timesteps: int) -> None:
         """Rebuild when ``refresh_interval`` environment steps have passed since the last time, else re-base.
@@ -217,7 +216,6 @@ class ReplayKernel:
         self.head.write_targets(residuals.view(self.head.memory.mask.shape))
         self.q_net_target.copy_kernel(self.q_net)
         self.diagnostics.changed_share = changed_share
-        self.diagnostics.residual_abs_mean = residuals.abs().sum() / supports.filled.sum()
 
     def extend(self) -> None:
         """Read the transitions stored since the last call; find neighbours and weights where targets are corrected."""

@@ -70,7 +70,7 @@ class RolloutCritic:
         self.config, self.device = config, device
         features = ObservationFeatures(observation_space, config.projection_dim, normalize_images)
         self.feature_map = FeatureMap(features, None).to(device)
-        self.head = config.residual_head(FOLDS, self.feature_map.dim).to(device)
+        self.head = config.make_head(FOLDS, self.feature_map.dim).to(device)
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.remembered: Remembered | None = None

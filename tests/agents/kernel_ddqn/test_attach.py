@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.dqn.policies import QNetwork
 
 from agents import DoubleDQN, KernelDDQN, KernelDQNPolicy, KernelQ, attach_kernel_head
+from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.experience import Experience
 from agents.kernel_ddqn.prior_network import copy_network, policy_arguments
 from envs.tabular import LEFT, RIGHT, ChainEnv
@@ -254,7 +255,7 @@ def test_no_return_runs_on_from_one_play_into_the_next() -> None:
     experience = Experience(model, limit=40, seed=0)
     experience.explore(7, lambda: None)
     experience.measure(1)
-    view = model._view()
+    view = ReplayView.of(model)
     steps = view.n_step(view.slots()[:7])
     assert steps.last_slots.max() == 6
     assert steps.rewards.tolist() == [5, 5, 5, 4, 3, 2, 1]
