@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
@@ -22,6 +22,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from agents.common.atomic_save import atomic_write
+from agents.common.derived_settings import derived_settings
 from agents.common.exploration import LastingActions
 from agents.common.nonfinite import NonFiniteGuard, Observation
 from agents.common.targets import double_q_target
@@ -276,8 +277,7 @@ class DoubleDQN(DQN):
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3 leaves out, the action that lasts now, and the buffer class that SB3 would warn about on load."""
-        derived = self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1
-        return [*super()._excluded_save_params(), "_lasting", *(["replay_buffer_class"] if derived else [])]
+        return [*super()._excluded_save_params(), "_lasting", *derived_settings(self)]
 
     def _store_transition(
         self,

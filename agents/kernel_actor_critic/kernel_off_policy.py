@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from agents.common.derived_settings import derived_settings
 from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import ReplayView
 from agents.kernel_actor_critic.action_kernel import ActionKernel
@@ -83,5 +83,4 @@ class KernelOffPolicy(NamedRuns, OffPolicyAlgorithm, ABC):
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3 leaves out, the kernel, and the buffer class that SB3 would warn about on load."""
-        derived = self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1
-        return [*super()._excluded_save_params(), "action_kernel", *(["replay_buffer_class"] if derived else [])]
+        return [*super()._excluded_save_params(), "action_kernel", *derived_settings(self)]
