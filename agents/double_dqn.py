@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
-import pathlib
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional
-from typing_extensions import Self
 
-from agents.common.atomic_save import atomic_write
+from agents.common.atomic_save import AtomicSave
 from agents.common.derived_settings import derived_settings
-from agents.common.exploration import LastingActions
+from agents.common.lasting_exploration import LastingExploration
+from agents.common.named_runs import NamedRuns
 from agents.common.nonfinite import NonFiniteGuard, Observation
 from agents.common.targets import double_q_target
 from skrl.shapes import Float, Int, Tensor
@@ -52,7 +47,7 @@ class TransitionBatch(NamedTuple):
     next_corrections: Tensor | None = None
 
 
-class DoubleDQN(DQN):
+class DoubleDQN(AtomicSave, LastingExploration, NamedRuns, DQN):
     """Double DQN: the online network chooses the next action, the target network evaluates it.
 
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
@@ -69,15 +64,11 @@ class DoubleDQN(DQN):
         huber_threshold: where the Huber loss turns from quadratic to linear, in running means of the absolute TD error.
             0 is SB3's fixed threshold of 1, which makes a regression of large values one towards their median, whose
             gradient says nothing about how far off they are.
-        exploration_zeta: exponent μ of the zeta distribution of how many steps a random action is repeated while
-            learning, those of ``learning_starts`` among them, see
-            :class:`~agents.common.exploration.LastingActions`; None for one step, as in SB3.
-        **kwargs: as for SB3's DQN.
+        **kwargs: as for SB3's DQN, and ``exploration_zeta`` of
+            :class:`~agents.common.lasting_exploration.LastingExploration`.
     """
 
     nonfinite_guard: NonFiniteGuard
-    _lasting: LastingActions | None
-    rng: np.random.Generator
 
     def __init__(
         self,
@@ -85,25 +76,18 @@ class DoubleDQN(DQN):
         env: GymEnv | str | None,
         *args: Any,
         huber_threshold: float = 0.0,
-        exploration_zeta: float | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0.0 <= huber_threshold < float("inf"):
             raise ValueError(f"huber_threshold is {huber_threshold}, but must be a number from 0 on; 0 is SB3's loss")
         self.huber_threshold = huber_threshold
-        self.exploration_zeta = exploration_zeta
         self.td_error_scale: float | None = None
         env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None
         if env is not None:
             _check_action_space(type(self).__name__, env.action_space)
         self.nonfinite_guard = NonFiniteGuard()
         kwargs["policy_kwargs"] = _with_fused_adam(kwargs.get("policy_kwargs") or {})
-        super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]  # load() passes no environment
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed SB3's generators and the one that exploration draws from."""
-        super().set_random_seed(seed)
-        self.rng = np.random.default_rng(seed)
+        super().__init__(policy, env, *args, **kwargs)  # load() passes no environment
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take gradient steps on minibatches from the replay buffer.
@@ -127,95 +111,6 @@ class DoubleDQN(DQN):
         self.logger.record("train/nonfinite_skipped", self.nonfinite_guard.skipped)
         for name, values in statistics.items():
             self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Learn as SB3 does; TensorBoard runs are named after the algorithm's class unless another name is given."""
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
-
-    def predict(
-        self,
-        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
-        state: tuple[npt.NDArray[Any], ...] | None = None,
-        episode_start: npt.NDArray[Any] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Act ε-greedily, with an independent draw for every environment.
-
-        Args:
-            observation: one observation or a batch of them.
-            state: unused, kept for SB3's interface.
-            episode_start: unused, kept for SB3's interface.
-            deterministic: act greedily.
-
-        Returns:
-            Actions, a scalar array or [B], and the unchanged state.
-        """
-        if deterministic:
-            return self.policy.predict(observation, state, episode_start, deterministic=True)
-        assert isinstance(self.action_space, spaces.Discrete)
-        vectorised = self.policy.is_vectorized_observation(observation)
-        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        count = len(first) if vectorised else 1
-        explored = self.rng.random(count) < self.exploration_rate
-        actions = self.rng.integers(self.action_space.n, size=count)
-        if not explored.all():
-            greedy, state = self.policy.predict(observation, state, episode_start, deterministic=False)
-            actions = np.where(explored, actions, greedy)
-        return (actions if vectorised else actions[0]), state
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Save as SB3 does, but write aside and rename, so that a full disk or a crash keeps the old file.
-
-        Args:
-            path: file name (``.zip`` is added when it has no suffix) or an open binary file.
-            exclude: names of attributes to leave out besides the usual ones.
-            include: names of attributes to save although they are usually left out.
-        """
-        if isinstance(path, io.BufferedIOBase):
-            super().save(path, exclude=exclude, include=include)
-            return
-        path = pathlib.Path(path)
-        path = path if path.suffix else path.with_suffix(".zip")
-        atomic_write(path, lambda file: super(DoubleDQN, self).save(file, exclude=exclude, include=include))
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        # Here, where loading a model comes by after it has read the settings.
-        self._lasting = None if self.exploration_zeta is None else LastingActions(self.exploration_zeta)
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        if self._lasting is None:
-            return super()._sample_action(learning_starts, action_noise, n_envs)
-        assert isinstance(self.action_space, spaces.Discrete)
-        rate = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
-        explores, actions = self._lasting.draw(rate, n_envs, int(self.action_space.n), self.rng)
-        if not explores.all():
-            assert self._last_obs is not None
-            greedy, _ = self.policy.predict(self._last_obs, deterministic=False)
-            actions = np.where(explores, actions, greedy)
-        return actions, actions
 
     def _gradient_step(self, batch_size: int) -> dict[str, Tensor]:
         """One gradient step on a minibatch; returns its statistics as tensors."""
@@ -276,8 +171,8 @@ class DoubleDQN(DQN):
         return 1.0 if self.huber_threshold == 0.0 or not scale else self.huber_threshold * scale
 
     def _excluded_save_params(self) -> list[str]:
-        """What SB3 leaves out, the action that lasts now, and the buffer class that SB3 would warn about on load."""
-        return [*super()._excluded_save_params(), "_lasting", *derived_settings(self)]
+        """What SB3 leaves out, and the buffer class that SB3 would warn about on load."""
+        return [*super()._excluded_save_params(), *derived_settings(self)]
 
     def _store_transition(
         self,
@@ -289,8 +184,6 @@ class DoubleDQN(DQN):
         infos: list[dict[str, Any]],
     ) -> None:
         self.nonfinite_guard.check_transition(self.num_timesteps, self._env_name, reward, new_obs)
-        if self._lasting is not None:
-            self._lasting.end(dones.astype(np.bool_))
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _env_name(self) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 
 def atomic_write(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
@@ -25,3 +27,27 @@ def atomic_write(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+class AtomicSave(BaseAlgorithm):
+    """Mixed in before one of SB3's algorithms, whose ``save`` then never leaves a half-written file."""
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save as SB3 does, but write aside and rename, so that a full disk or a crash keeps the old file.
+
+        Args:
+            path: file name (``.zip`` is added when it has no suffix) or an open binary file.
+            exclude: names of attributes to leave out besides the usual ones.
+            include: names of attributes to save although they are usually left out.
+        """
+        if isinstance(path, io.BufferedIOBase):
+            super().save(path, exclude=exclude, include=include)
+            return
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".zip")
+        atomic_write(path, lambda file: super(AtomicSave, self).save(file, exclude=exclude, include=include))

@@ -222,7 +222,7 @@ def _renew(kernel: ReplayKernel) -> None:
     for _ in range(SHIFTS):
         shift = memory.targets.squeeze(-1)[memory.mask].median()
         for network in (kernel.q_net, kernel.q_net_target):
-            cast(torch.nn.Linear, network.q_net[-1]).bias.add_(shift)
+            cast(torch.nn.Linear, network.layers[-1]).bias.add_(shift)
         kernel.rebase()
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts
 from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
-from agents.kernel_ddqn.policies import KernelQNetwork
+from agents.kernel_ddqn.kernel_network import KernelNetwork
 from agents.kernel_ddqn.trajectories import Trajectories
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Bool, Float, Tensor
@@ -85,8 +86,8 @@ class ReplayKernel:
 
     def __init__(
         self,
-        q_net: KernelQNetwork,
-        q_net_target: KernelQNetwork,
+        q_net: KernelNetwork,
+        q_net_target: KernelNetwork,
         view: ReplayView,
         rng: np.random.Generator,
         hard_updates: bool = True,
@@ -107,6 +108,28 @@ class ReplayKernel:
         self.table = CorrectionTable(self.head, self.feature_map, view)
         zero = torch.zeros((), device=self.head.lengthscale.device)
         self.diagnostics = Diagnostics(zero, zero, zero)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Figures to be written as ``kernel/NAME``, none before there are supports; reading waits for an accelerator.
+
+        The seconds of refreshes are those since the last reading.
+        """
+        if self.supports is None:
+            return {}
+        diagnostics = self.diagnostics
+        seconds, diagnostics.refresh_seconds = diagnostics.refresh_seconds, []
+        scalars = {
+            **head_scalars(self.head),
+            "supports_smallest_action": float(self.head.memory.sizes.min()),
+            "variance_mean": float(diagnostics.variance_mean),
+            "greedy_changed_share": float(diagnostics.changed_share),
+            "refresh_ms": 1e3 * float(np.mean(seconds)) if seconds else 0.0,
+        }
+        if isinstance(self.head, ResidualHead):
+            scalars["ridge"] = self.head.ridge
+            scalars["leave_one_out_error"] = float(diagnostics.leave_one_out_error)
+        return scalars
 
     def refresh(self, num_timesteps: int) -> None:
         """Rebuild when ``refresh_interval`` environment steps have passed since the last time, else re-base.
@@ -268,7 +291,7 @@ class ReplayKernel:
             next_corrections=before,
         )
 
-    def _prior_means(self, network: KernelQNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
+    def _prior_means(self, network: KernelNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
         return in_parts(network.prior_mean, observations, CHUNK)
 
 

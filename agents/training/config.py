@@ -16,6 +16,7 @@ from agents.common.schema import (
     Range,
     coerce_mapping,
 )
+from agents.dqk.perturbation_config import PerturbationConfig
 from agents.kernel_actor_critic.critic_config import ActionKernelConfig
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ppo.critic_config import CriticConfig
@@ -166,6 +167,28 @@ class QuantileConfig(DeepQConfig):
 
     n_quantiles: Count = 200
     """Quantiles of the return that the network predicts for every action."""
+
+
+@dataclass(frozen=True)
+class DQKConfig(DoubleDQNConfig):
+    """Settings of Double DQN with learned kernels inside the network."""
+
+    exploration_zeta: ZetaExponent | None = 2.0
+    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
+
+    kernel: PerturbationConfig = field(default_factory=PerturbationConfig)
+    """Where the learned supports start, and how fast their targets move."""
+
+
+@dataclass(frozen=True)
+class KernelQuantileConfig(QuantileConfig):
+    """Settings of quantile regression DQN with a kernel beside the mean of its quantiles."""
+
+    exploration_zeta: ZetaExponent | None = 2.0
+    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
+
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    """What the value head remembers, how it predicts, and how often it is refreshed."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
+from agents.dqk import DQK
 from agents.kernel_actor_critic import KernelSAC, KernelTD3
 from agents.kernel_ddqn import KernelDDQN, KernelQ
 from agents.kernel_ppo import KernelPPO
@@ -26,8 +27,10 @@ from agents.normalized_ppo import NormalizedPPO, can_normalize
 from agents.training.config import (
     ActorCriticConfig,
     DoubleDQNConfig,
+    DQKConfig,
     KernelPPOConfig,
     KernelQConfig,
+    KernelQuantileConfig,
     KernelSACConfig,
     KernelTD3Config,
     KernelTrainConfig,
@@ -84,7 +87,7 @@ class AgentSpec:
             found: type[BaseAlgorithm] = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"agent '{self.name}' needs {module}, which is not installed; "
+                f"agent '{self.name}' needs {error.name}, which is not installed; "
                 'run: pip install "sparse-kernel-rl[zoo]", or in a checkout: pip install -e ".[zoo]"'
             ) from error
         return found
@@ -116,6 +119,17 @@ AGENTS = {
         ),
         AgentSpec(
             "knn_ddqn", KernelDDQN, KernelTrainConfig, "Double DQN corrected by an average of neighbours.", "averaging"
+        ),
+        AgentSpec("dqk", DQK, DQKConfig, "Double DQN with learned kernels inside its network."),
+        AgentSpec(
+            "qrdqn_3step", "sb3_contrib.QRDQN", QuantileConfig, "Quantile regression DQN with kernel_qrdqn's settings."
+        ),
+        AgentSpec(
+            "kernel_qrdqn",
+            "agents.kernel_qrdqn.KernelQRDQN",
+            KernelQuantileConfig,
+            "Quantile regression DQN corrected by local kernel regression.",
+            "residual",
         ),
         AgentSpec(
             "kernel_q", KernelQ, KernelQConfig, "Kernel value iteration on the replay memory alone.", "network_free"
@@ -224,7 +238,7 @@ def check_config(spec: AgentSpec, config: RunConfig) -> None:
     """
     if type(config) is not spec.config:
         raise ConfigError(f"agent '{spec.name}' takes a {spec.config.__name__}, not a {type(config).__name__}")
-    if isinstance(config, KernelTrainConfig | KernelQConfig) and config.kernel.head != spec.head:
+    if isinstance(config, KernelTrainConfig | KernelQConfig | KernelQuantileConfig) and config.kernel.head != spec.head:
         owners = [other.name for other in AGENTS.values() if other.head == config.kernel.head]
         raise ConfigError(
             f"agent '{spec.name}' has kernel.head '{spec.head}'; for '{config.kernel.head}' use --agent {owners[0]}"

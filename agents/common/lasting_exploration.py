@@ -1,0 +1,112 @@
+"""Exploration of SB3's algorithms for discrete actions: draws of its own, and random actions that last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.common.exploration import LastingActions
+from agents.common.nonfinite import Observation
+
+
+class LastingExploration(OffPolicyAlgorithm):
+    """Mixed in before an ε-greedy algorithm of SB3, for discrete actions.
+
+    Exploration draws from its own seeded generator, independently for every environment, and its actions can last.
+
+    Args:
+        *args: as for the algorithm.
+        exploration_zeta: exponent μ of the zeta distribution of how many steps a random action is repeated while
+            learning, those of ``learning_starts`` among them, see
+            :class:`~agents.common.exploration.LastingActions`; None for one step, as in SB3.
+        **kwargs: as for the algorithm.
+
+    Raises:
+        ValueError: the exponent is not above 1.
+    """
+
+    exploration_rate: float
+    rng: np.random.Generator
+    _lasting: LastingActions | None
+
+    def __init__(self, *args: Any, exploration_zeta: float | None = None, **kwargs: Any) -> None:
+        self.exploration_zeta = exploration_zeta
+        super().__init__(*args, **kwargs)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed SB3's generators and the one that exploration draws from."""
+        super().set_random_seed(seed)
+        self.rng = np.random.default_rng(seed)
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Act ε-greedily, with an independent draw for every environment.
+
+        Args:
+            observation: one observation or a batch of them.
+            state: unused, kept for SB3's interface.
+            episode_start: unused, kept for SB3's interface.
+            deterministic: act greedily.
+
+        Returns:
+            Actions, a scalar array or [B], and the unchanged state.
+        """
+        if deterministic:
+            return self.policy.predict(observation, state, episode_start, deterministic=True)
+        assert isinstance(self.action_space, spaces.Discrete)
+        vectorised = self.policy.is_vectorized_observation(observation)
+        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        count = len(first) if vectorised else 1
+        explored = self.rng.random(count) < self.exploration_rate
+        actions = self.rng.integers(self.action_space.n, size=count)
+        if not explored.all():
+            greedy, state = self.policy.predict(observation, state, episode_start, deterministic=False)
+            actions = np.where(explored, actions, greedy)
+        return (actions if vectorised else actions[0]), state
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # Here, where loading a model comes by after it has read the settings.
+        self._lasting = None if self.exploration_zeta is None else LastingActions(self.exploration_zeta)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        if self._lasting is None:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        assert isinstance(self.action_space, spaces.Discrete)
+        rate = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
+        explores, actions = self._lasting.draw(rate, n_envs, int(self.action_space.n), self.rng)
+        if not explores.all():
+            assert self._last_obs is not None
+            greedy, _ = self.policy.predict(self._last_obs, deterministic=False)
+            actions = np.where(explores, actions, greedy)
+        return actions, actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: npt.NDArray[Any],
+        new_obs: Observation,
+        reward: npt.NDArray[Any],
+        dones: npt.NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        if self._lasting is not None:
+            self._lasting.end(dones.astype(np.bool_))
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _excluded_save_params(self) -> list[str]:
+        """What SB3 leaves out, and the action that lasts now."""
+        return [*super()._excluded_save_params(), "_lasting"]

@@ -1,0 +1,78 @@
+"""Double DQN whose network learned Sparse Kernels perturb."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+
+from agents.double_dqn import DoubleDQN
+from agents.dqk.perturbation_config import PerturbationConfig
+from agents.dqk.perturbed_q_network import PerturbedQNetwork
+from agents.dqk.policies import DQKCnnPolicy, DQKMultiInputPolicy, DQKPolicy
+
+
+class DQK(DoubleDQN):
+    """Deep Q-kernel: the hybrid agent of the Sparse Kernel paper, trained end to end by Double DQN's update.
+
+    J.-M. Mercier and G. Santin, *Differentiable Kernel Ridge Regression for Deep Learning Pipelines*, 2026, arXiv
+    2605.02313. Where :class:`~agents.kernel_ddqn.KernelDDQN` solves for the correction that its memory asks for, here
+    supports and targets are parameters, learned by the gradient like every other layer. Supports begin as observations
+    drawn from the replay buffer at the first update.
+
+    Takes every argument of :class:`DoubleDQN`. The policy is ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a
+    subclass of :class:`DQKPolicy`.
+
+    Args:
+        policy: as said.
+        env: environment with discrete actions, or its id.
+        kernel: settings of the kernel, as a :class:`PerturbationConfig` or a mapping of some of its fields.
+        **kwargs: as for :class:`DoubleDQN`.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": DQKPolicy,
+        "CnnPolicy": DQKCnnPolicy,
+        "MultiInputPolicy": DQKMultiInputPolicy,
+    }
+
+    q_net: PerturbedQNetwork
+    q_net_target: PerturbedQNetwork
+    policy: DQKPolicy
+
+    def __init__(
+        self,
+        policy: str | type[DQKPolicy],
+        env: GymEnv | str | None,
+        *,
+        kernel: PerturbationConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kernel is not None:
+            kwargs["policy_kwargs"] = {
+                **(kwargs.get("policy_kwargs") or {}),
+                "kernel": asdict(PerturbationConfig.read(kernel)),
+            }
+        super().__init__(policy, env, **kwargs)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Gradient steps on the network and the kernels; arguments as in :class:`DoubleDQN`."""
+        if not self.q_net.is_placed:
+            self._place_supports()
+        super().train(gradient_steps, batch_size)
+
+    def dump_logs(self) -> None:
+        """Write SB3's log and the ``kernel/`` scalars."""
+        if self.q_net.is_placed:
+            for name, value in self.q_net.scalars().items():
+                self.logger.record(f"kernel/{name}", value)
+        super().dump_logs()
+
+    def _place_supports(self) -> None:
+        assert self.replay_buffer is not None
+        count = self.policy.kernel.capacity
+        observations = self.replay_buffer.sample(count, env=self._vec_normalize_env).observations
+        for network in (self.q_net, self.q_net_target):
+            network.place_supports(observations)

@@ -1,0 +1,136 @@
+"""What deep Q-learning with a kernel has in common, whatever its networks predict and however it updates them."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from agents.common.replay_view import ReplayView
+from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ddqn.kernel_policy import KernelPolicy
+from agents.kernel_ddqn.replay_kernel import ReplayKernel
+
+
+class KernelDeepQ(OffPolicyAlgorithm):
+    """Mixed in before a deep Q-learning algorithm whose policy is a :class:`KernelPolicy`.
+
+    Args:
+        policy: an alias of the algorithm, or a subclass of its kernel policy.
+        env: environment with discrete actions, or its id.
+        kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
+        bonus_schedule: posterior standard deviations that exploring adds, over the remaining progress from 1 to 0, as
+            SB3's schedules are; ``kernel.exploration_bonus`` all along when left out.
+        **kwargs: every argument of the algorithm; the defaults differ where :attr:`defaults` says.
+
+    Raises:
+        ValueError: the policy has no kernel, its head is one for another algorithm, or the replay buffer cannot be read
+            by slot (:class:`HerReplayBuffer`, say).
+    """
+
+    defaults: ClassVar[dict[str, Any]]
+    """Settings in place of the algorithm's own."""
+
+    needed_policy: ClassVar[type[KernelPolicy]]
+    """Class that the policy must extend."""
+
+    heads: ClassVar[tuple[str, ...]] = ("residual", "averaging")
+    """Value heads that the algorithm can train with."""
+
+    policy: KernelPolicy
+    replay_kernel: ReplayKernel | None
+
+    def __init__(
+        self,
+        policy: str | type[KernelPolicy],
+        env: GymEnv | str | None,
+        *,
+        kernel: KernelConfig | dict[str, Any] | None = None,
+        bonus_schedule: Schedule | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.bonus_schedule = bonus_schedule
+        settings = {**self.defaults, **kwargs}
+        policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
+        chosen = policy_kwargs.get("kernel") if kernel is None else kernel
+        if chosen is not None:
+            policy_kwargs["kernel"] = asdict(chosen) if isinstance(chosen, KernelConfig) else dict(chosen)
+        policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
+        if policy_kwargs["net_arch"] is None:
+            del policy_kwargs["net_arch"]
+        self.replay_kernel = None
+        super().__init__(policy, env, policy_kwargs=policy_kwargs, **settings)  # type: ignore[arg-type]  # of the algorithm
+
+    @abstractmethod
+    def _make_kernel(self) -> ReplayKernel:
+        """The kernel over the present buffer."""
+
+    def dump_logs(self) -> None:
+        """Write SB3's log and the ``kernel/`` scalars."""
+        scalars = {} if self.replay_kernel is None else self.replay_kernel.scalars
+        if scalars:
+            scalars["query_ms"] = self._query_ms()
+        for name, value in scalars.items():
+            self.logger.record(f"kernel/{name}", value)
+        super().dump_logs()
+
+    def _default_net_arch(self, policy: str | type[KernelPolicy]) -> list[int] | None:
+        """Two layers of 256 on vectors and dicts; none beyond ``NatureCNN``'s own on images, as in SB3."""
+        chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
+        return None if getattr(chosen, "reads_images", False) else [256, 256]
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.replay_kernel = None
+        name, needed = type(self).__name__, self.needed_policy.__name__
+        if not isinstance(self.policy, self.needed_policy):
+            raise ValueError(
+                f"{name} needs a {needed}, but got {type(self.policy).__name__}; use 'MlpPolicy', 'CnnPolicy' or "
+                "'MultiInputPolicy'"
+            )
+        head = self.policy.kernel.head
+        if head not in self.heads:
+            raise ValueError(
+                f"kernel.head is '{head}', but {name} takes {' or '.join(self.heads)}; "
+                "'network_free' belongs to KernelQ, the others to KernelDDQN"
+            )
+        ReplayView.of(self)  # refuses a buffer that cannot be read so
+        self._set_bonus()
+
+    def _set_bonus(self) -> None:
+        """What exploring adds at present, where a schedule says it."""
+        if self.bonus_schedule is not None:
+            self.policy.online.bonus = float(self.bonus_schedule(self._current_progress_remaining))
+
+    def _kernel(self) -> ReplayKernel:
+        """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""
+        view = None if self.replay_kernel is None else self.replay_kernel.view
+        if view is None or view.buffer is not self.replay_buffer or view.vec_normalize is not self._vec_normalize_env:
+            self.replay_kernel = self._make_kernel()
+        assert self.replay_kernel is not None
+        return self.replay_kernel
+
+    def _on_step(self) -> None:
+        super()._on_step()
+        self._set_bonus()
+
+    def _query_ms(self) -> float:
+        """Milliseconds of one correction as acting asks for it, measured on the last observation."""
+        if self._last_obs is None:
+            return 0.0
+        observation, _ = self.policy.obs_to_tensor(self._last_obs)
+        network = self.policy.online
+        with torch.no_grad():
+            started = time.perf_counter()
+            # Reading the result waits for an accelerator to finish.
+            network.head.correction(network.feature_map(observation)).sum().item()
+            return 1e3 * (time.perf_counter() - started)
+
+    def _excluded_save_params(self) -> list[str]:
+        """What the algorithm leaves out, and the kernel's view of the buffer."""
+        return [*super()._excluded_save_params(), "replay_kernel"]

@@ -1,0 +1,66 @@
+"""A deep Q-learning policy whose online and target networks carry a value head, whatever they predict."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ddqn.kernel_network import KernelNetwork
+from skrl.shapes import Tensor
+
+
+class KernelPolicy(BasePolicy):
+    """Mixed in before a policy of SB3 that has an online and a target network.
+
+    Args:
+        observation_space: vector, image or dict space.
+        action_space: discrete.
+        lr_schedule: learning rate over the remaining progress.
+        kernel: settings of the head, as a :class:`KernelConfig` or a mapping of some of its fields.
+        **kwargs: everything that the policy takes.
+    """
+
+    reads_images: ClassVar[bool] = False
+    """Whether the features extractor ends in hidden layers of its own, as ``NatureCNN`` does."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *,
+        kernel: KernelConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Set first: the parent's constructor builds the networks.
+        self.kernel = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        # The online network acts, the target network gives the targets of SB3's own update.
+        self.online.corrects = self.kernel.applies_to != "targets"
+        self.target.corrects = self.kernel.applies_to != "acting"
+        self.set_training_mode(False)
+
+    @property
+    @abstractmethod
+    def online(self) -> KernelNetwork:
+        """The network that acts and learns."""
+
+    @property
+    @abstractmethod
+    def target(self) -> KernelNetwork:
+        """The network that evaluates next states in targets."""
+
+    def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
+        """Greedy actions, [B]; by optimistic values when exploring."""
+        if deterministic or self.online.bonus == 0.0:
+            return super()._predict(obs, deterministic=deterministic)  # type: ignore[safe-super]  # of the policy
+        return self.online.optimistic(obs).argmax(dim=1)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "kernel": asdict(self.kernel)}

@@ -1,0 +1,52 @@
+"""A kernel for updates that ask the corrected target network itself, as those of SB3 do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.common.replay_view import ReplayView
+from agents.kernel_ddqn.kernel_policy import KernelPolicy
+from agents.kernel_ddqn.replay_kernel import ReplayKernel
+from skrl.value_heads import NetworkFreeHead
+
+
+class LiveKernel(ReplayKernel):
+    """Follows the target updates of a model, whose policy carries the heads, and keeps no corrections of stored states.
+
+    Args:
+        model: one that copies an online network every ``target_update_interval`` steps.
+
+    Raises:
+        ValueError: the head knows no network, or the replay buffer cannot be read by slot.
+    """
+
+    def __init__(self, model: OffPolicyAlgorithm) -> None:
+        policy = model.policy
+        assert isinstance(policy, KernelPolicy)
+        if isinstance(policy.online.head, NetworkFreeHead):
+            raise ValueError(
+                f"{type(model).__name__} trains a network, but kernel.head is 'network_free'; use the KernelQ algorithm"
+            )
+        self.model = model
+        rng = np.random.default_rng(model.seed)
+        super().__init__(policy.online, policy.target, ReplayView.of(model), rng, hard_updates=model.tau == 1.0)
+        # Only backups need corrections of stored states.
+        self.reads_every_state = self.config.backup == "trajectory"
+        self._updates_seen = self._target_updates()
+
+    def after_rollout(self) -> None:
+        """Refresh if the rollout updated the target network, to be called before its gradient steps.
+
+        The rollout's target updates lie behind and its gradient steps ahead, so a copied network is still equal.
+        """
+        updates = self._target_updates()
+        if updates > self._updates_seen and self.model.num_timesteps > self.model.learning_starts:
+            self.refresh(self.model.num_timesteps)
+            self._updates_seen = updates
+
+    def _target_updates(self) -> int:
+        model: Any = self.model  # DQN and QRDQN count alike, though no class of SB3 says so
+        return int(model._n_calls // max(model.target_update_interval // model.n_envs, 1))

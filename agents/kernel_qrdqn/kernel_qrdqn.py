@@ -1,0 +1,71 @@
+"""Quantile regression DQN whose values a kernel corrects by local regression of Bellman residuals."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sb3_contrib import QRDQN
+from stable_baselines3.common.policies import BasePolicy
+
+from agents.common.atomic_save import AtomicSave
+from agents.common.derived_settings import derived_settings
+from agents.common.lasting_exploration import LastingExploration
+from agents.common.named_runs import NamedRuns
+from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
+from agents.kernel_ddqn.kernel_policy import KernelPolicy
+from agents.kernel_ddqn.live_kernel import LiveKernel
+from agents.kernel_qrdqn.policies import KernelQRDQNCnnPolicy, KernelQRDQNMultiInputPolicy, KernelQRDQNPolicy
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-4,
+    "buffer_size": 100_000,
+    "learning_starts": 500,
+    "batch_size": 128,
+    "train_freq": 4,
+    "gradient_steps": 4,
+    "n_steps": 3,
+    "target_update_interval": 100,
+    "exploration_fraction": 0.12,
+    "exploration_final_eps": 0.05,
+    "exploration_zeta": 2.0,
+}
+"""Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; KernelDDQN's."""
+
+
+class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN):
+    """Quantile regression DQN with a residual head on the mean of its quantiles.
+
+    W. Dabney, M. Rowland, M. G. Bellemare and R. Munos, *Distributional Reinforcement Learning with Quantile
+    Regression*, 2018, as sb3-contrib has it, whose update stays as it is: its target network answers with the quantiles
+    moved by R(s', ·), and with an empty memory the two are equal bit for bit.
+
+    Takes every argument of :class:`sb3_contrib.QRDQN`, with other :attr:`defaults`, ``kernel`` and ``bonus_schedule``
+    of :class:`KernelDeepQ`, which says what is refused, and ``exploration_zeta`` of :class:`LastingExploration`. The
+    policy is ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a subclass of :class:`KernelQRDQNPolicy`. For dict
+    observations SB3 needs ``n_steps=1``.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": KernelQRDQNPolicy,
+        "CnnPolicy": KernelQRDQNCnnPolicy,
+        "MultiInputPolicy": KernelQRDQNMultiInputPolicy,
+    }
+    defaults: ClassVar[dict[str, Any]] = DEFAULTS
+    needed_policy: ClassVar[type[KernelPolicy]] = KernelQRDQNPolicy
+
+    policy: KernelQRDQNPolicy
+    replay_kernel: LiveKernel | None
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Gradient steps towards targets that contain the kernel's correction; arguments as in QRDQN."""
+        kernel = self._kernel()
+        assert isinstance(kernel, LiveKernel)
+        kernel.after_rollout()
+        super().train(gradient_steps, batch_size)
+
+    def _make_kernel(self) -> LiveKernel:
+        return LiveKernel(self)
+
+    def _excluded_save_params(self) -> list[str]:
+        """What is left out anyway, and the buffer class that SB3 would warn about on load."""
+        return [*super()._excluded_save_params(), *derived_settings(self)]
