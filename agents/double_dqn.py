@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
-from gymnasium import spaces
 from stable_baselines3 import DQN
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
@@ -82,12 +80,9 @@ class DoubleDQN(AtomicSave, LastingExploration, NamedRuns, DQN):
             raise ValueError(f"huber_threshold is {huber_threshold}, but must be a number from 0 on; 0 is SB3's loss")
         self.huber_threshold = huber_threshold
         self.td_error_scale: float | None = None
-        env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None
-        if env is not None:
-            _check_action_space(type(self).__name__, env.action_space)
         self.nonfinite_guard = NonFiniteGuard()
         kwargs["policy_kwargs"] = _with_fused_adam(kwargs.get("policy_kwargs") or {})
-        super().__init__(policy, env, *args, **kwargs)  # load() passes no environment
+        super().__init__(policy, env, *args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take gradient steps on minibatches from the replay buffer.
@@ -197,14 +192,3 @@ def _with_fused_adam(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
     if policy_kwargs.get("optimizer_class", torch.optim.Adam) is not torch.optim.Adam:
         return policy_kwargs
     return {**policy_kwargs, "optimizer_kwargs": {"fused": True, **(policy_kwargs.get("optimizer_kwargs") or {})}}
-
-
-def _check_action_space(algorithm: str, space: spaces.Space[Any]) -> None:
-    if not isinstance(space, spaces.Discrete):
-        raise ValueError(
-            f"{algorithm} needs a discrete action space, but the environment has {space}. For continuous actions use "
-            "KernelPPO, KernelSAC or KernelTD3, or PPO, SAC or TD3 of stable_baselines3; a MultiDiscrete space can be "
-            "flattened to Discrete by a wrapper."
-        )
-    if space.start != 0:
-        raise ValueError(f"{algorithm} needs actions that count from 0, but the environment has {space}; wrap it")

@@ -42,6 +42,12 @@ from skrl.solve.local_weights import compiled_weights, fused_weights, weighted_m
 MAX_GATHERED = 1 << 24
 """Entries of the Gram matrices and neighbours that one chunk of queries may hold (64 MiB in float32)."""
 
+DENSE_POINTS = 16
+"""Supports per neighbour up to which learned targets are read by a product with all of them, if they are wide."""
+
+DENSE_WIDTH = 16
+"""Targets per support from which on that product is worth it."""
+
 PriorMean = Callable[[Tensor], Tensor]
 """Any map from features [n, d] to targets [n, c]; a neural network, say."""
 
@@ -245,9 +251,27 @@ def _read(
     systems = local_systems(queries, features, support, kernel, lengthscale, ridge, k, localisation, residuals.shape[1])
     for indices, system in systems:
         weights = system.weights()
-        means.append((weights.unsqueeze(-2) @ gather_points(residuals, indices).to(weights.dtype)).squeeze(-2))
+        means.append(_weighted_sums(residuals.to(weights.dtype), indices, weights))
         variances.append(system.variance(weights))
     return torch.cat(means), torch.cat(variances)
+
+
+def _weighted_sums(
+    residuals: Float[Tensor, "points targets"],
+    indices: Int[Tensor, "queries k"],
+    weights: Float[Tensor, "queries k"],
+) -> Float[Tensor, "queries targets"]:
+    """Σ_i w_i r_i over the neighbours of every query, [B, c].
+
+    The gradient of gathered rows has to be added up row by row. Where supports are few and targets wide, as in a layer
+    of a network, a product with all of them is several times faster; but zero times a target that is not finite is no
+    zero, so that one has to be looked for, which an accelerator would have to wait for.
+    """
+    points, width = residuals.shape
+    few = points <= DENSE_POINTS * indices.shape[-1] and width >= DENSE_WIDTH
+    if few and residuals.requires_grad and residuals.is_cpu and not traced() and bool(residuals.isfinite().all()):
+        return weights.new_zeros(len(weights), points).scatter_add(1, indices, weights) @ residuals
+    return (weights.unsqueeze(-2) @ gather_points(residuals, indices)).squeeze(-2)
 
 
 @torch.no_grad()

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.exploration import LastingActions
 from agents.common.nonfinite import Observation
@@ -21,6 +24,8 @@ class LastingExploration(OffPolicyAlgorithm):
     Exploration draws from its own seeded generator, independently for every environment, and its actions can last.
 
     Args:
+        policy: as for the algorithm.
+        env: environment with discrete actions, or its id.
         *args: as for the algorithm.
         exploration_zeta: exponent μ of the zeta distribution of how many steps a random action is repeated while
             learning, those of ``learning_starts`` among them, see
@@ -28,16 +33,26 @@ class LastingExploration(OffPolicyAlgorithm):
         **kwargs: as for the algorithm.
 
     Raises:
-        ValueError: the exponent is not above 1.
+        ValueError: the exponent is not above 1, or actions are not discrete or do not count from 0.
     """
 
     exploration_rate: float
     rng: np.random.Generator
     _lasting: LastingActions | None
 
-    def __init__(self, *args: Any, exploration_zeta: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        *args: Any,
+        exploration_zeta: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.exploration_zeta = exploration_zeta
-        super().__init__(*args, **kwargs)
+        env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None  # load() passes None
+        if env is not None:
+            _check_action_space(type(self).__name__, env.action_space)
+        super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]  # of the algorithm
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed SB3's generators and the one that exploration draws from."""
@@ -110,3 +125,14 @@ class LastingExploration(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         """What SB3 leaves out, and the action that lasts now."""
         return [*super()._excluded_save_params(), "_lasting"]
+
+
+def _check_action_space(algorithm: str, space: spaces.Space[Any]) -> None:
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(
+            f"{algorithm} needs a discrete action space, but the environment has {space}. For continuous actions use "
+            "KernelPPO, KernelSAC or KernelTD3, or PPO, SAC or TD3 of stable_baselines3; a MultiDiscrete space can be "
+            "flattened to Discrete by a wrapper."
+        )
+    if space.start != 0:
+        raise ValueError(f"{algorithm} needs actions that count from 0, but the environment has {space}; wrap it")

@@ -75,7 +75,9 @@ class PerturbedQNetwork(QNetwork):
             observations: as many as there are supports, [M, ...].
         """
         raw = self.feature_map.raw(observations)
-        raw = torch.where(raw.isfinite().all(1, keepdim=True), raw, raw.nanmean(0, keepdim=True).nan_to_num())
+        finite = raw.isfinite().all(1)
+        # In place of what is not finite stands the mean of the others.
+        raw = torch.where(finite.unsqueeze(1), raw, raw[finite].mean(0) if finite.any() else 0.0)
         self.feature_map.fit(raw)
         supports, kernel = self.feature_map.standardise(raw), self.perturbation
         assert kernel.features is not None

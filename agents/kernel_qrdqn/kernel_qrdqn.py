@@ -62,6 +62,8 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN)
         assert isinstance(kernel, LiveKernel)
         kernel.after_rollout()
         super().train(gradient_steps, batch_size)
+        # QRDQN leaves training mode on, in which the head is off.
+        self.policy.set_training_mode(False)
 
     def _make_kernel(self) -> LiveKernel:
         return LiveKernel(self)

@@ -18,8 +18,11 @@ from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ
+from agents import DQK, DoubleDQN, KernelDDQN, KernelPPO, KernelQ
+from agents.common.lasting_exploration import LastingExploration
+from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
+from agents.kernel_qrdqn import KernelQRDQN
 from agents.normalized_ppo import NormalizedPPO
 
 SMALL: dict[str, Any] = {
@@ -63,9 +66,11 @@ def _kernel_ppo(policy: str, env: Any, **kwargs: Any) -> KernelPPO:
     return KernelPPO(policy, env, kernel={"capacity": 100, "k": 4, "projection_dim": 16}, **{**ROLLOUTS, **shared})
 
 
-def _kernel(cls: type[KernelDDQN], head: str, **own: Any) -> Factory:
-    def make(policy: str, env: Any, **kwargs: Any) -> KernelDDQN:
+def _kernel(cls: type[KernelDeepQ], head: str, **own: Any) -> Factory:
+    def make(policy: str, env: Any, **kwargs: Any) -> Any:
         settings = {**SMALL, **kwargs}
+        if cls is KernelQRDQN:
+            settings["policy_kwargs"] = {**settings["policy_kwargs"], "n_quantiles": 5}
         if cls is KernelQ:
             settings = {name: value for name, value in settings.items() if name not in GRADIENT_SETTINGS}
         return cls(policy, env, kernel={**KERNEL, "head": head, **own}, **settings)
@@ -85,11 +90,13 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "kernel_ddqn_ablated": (KernelDDQN, _kernel(KernelDDQN, "residual", **ABLATED)),
     "kernel_ddqn_trajectory": (KernelDDQN, _kernel(KernelDDQN, "residual", backup="trajectory")),
     "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
+    "kernel_qrdqn": (KernelQRDQN, _kernel(KernelQRDQN, "residual")),
+    "dqk": (DQK, _off_policy(DQK, kernel={"capacity": 40, "k": 4, "projection_dim": 16})),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
     "kernel_q_trajectory": (KernelQ, _kernel(KernelQ, "network_free", backup="trajectory")),
 }
-KERNEL_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, KernelDDQN)]
-OUR_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, DoubleDQN)]
+KERNEL_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, KernelDeepQ)]
+OUR_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, LastingExploration)]
 
 
 class PictureEnv(gym.Env):
@@ -201,21 +208,26 @@ def test_learns_from_several_environments_with_callbacks_and_schedules(agent) ->
     assert cls is KernelQ or model.policy.optimizer.param_groups[0]["lr"] < 1e-3
 
 
-@pytest.mark.parametrize("name", ["kernel_ddqn", "kernel_ddqn_ablated", "kernel_ddqn_trajectory"])
+@pytest.mark.parametrize(
+    "name", ["kernel_ddqn", "kernel_ddqn_ablated", "kernel_ddqn_trajectory", "kernel_qrdqn", "dqk"]
+)
 @pytest.mark.parametrize(("policy", "env_class"), [("CnnPolicy", PictureEnv), ("MultiInputPolicy", DictEnv)])
 def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(name, policy, env_class, tmp_path) -> None:
     if policy == "MultiInputPolicy":
         settings = {"policy_kwargs": {"net_arch": [16]}}
     else:
         settings = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}}
-    model = AGENTS[name][1](policy, env_class(), seed=0, n_steps=3, **settings).learn(150)
-    assert model.replay_kernel.supports is not None
+    cls, make = AGENTS[name]
+    # SB3's buffer, from which all but KernelDDQN learn, has no n-step returns of dicts.
+    n_steps = 1 if policy == "MultiInputPolicy" and not issubclass(cls, KernelDDQN) else 3
+    model = make(policy, env_class(), seed=0, n_steps=n_steps, **settings).learn(150)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     model.save(tmp_path / "model.zip")
-    loaded = KernelDDQN.load(tmp_path / "model.zip", device="cpu")
+    loaded = cls.load(tmp_path / "model.zip", device="cpu")
     observation, _ = model.policy.obs_to_tensor(model.env.reset())
     with torch.no_grad():
-        assert torch.equal(model.policy.q_net(observation), loaded.policy.q_net(observation))
+        networks = [getattr(part.policy, "quantile_net", None) or part.policy.q_net for part in (model, loaded)]
+        assert torch.equal(networks[0](observation), networks[1](observation))
 
 
 @pytest.mark.parametrize("name", [name for name in AGENTS if name != "normalized_ppo"])
@@ -238,7 +250,7 @@ def test_solves_the_identity_toy(name) -> None:
 @pytest.mark.parametrize("name", KERNEL_AGENTS)
 def test_target_network_receives_the_kernel(name) -> None:
     model = AGENTS[name][1]("MlpPolicy", "CartPole-v1", seed=0).learn(200)
-    online, target = model.policy.q_net, model.policy.q_net_target
+    online, target = model.policy.online, model.policy.target
     assert online.head.memory.sizes.sum() > 0
     assert online.head.memory.targets.abs().sum() > 0
     for mine, theirs in zip(online.head.buffers(), target.head.buffers(), strict=True):

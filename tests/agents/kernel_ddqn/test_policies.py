@@ -101,7 +101,7 @@ def test_the_order_of_a_dict_observation_does_not_matter() -> None:
 
 
 def test_the_callback_refuses_a_model_without_a_kernel() -> None:
-    with pytest.raises(ValueError, match="needs a DQN with a KernelDQNPolicy, but got DQN with DQNPolicy"):
+    with pytest.raises(ValueError, match="needs a model with a kernel policy, but got DQN with DQNPolicy"):
         DQN("MlpPolicy", "CartPole-v1", **SETTINGS).learn(10, callback=KernelRefreshCallback())
 
 

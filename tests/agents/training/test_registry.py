@@ -16,9 +16,10 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
+from agents import DQK, DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn import KernelConfig
+from agents.kernel_qrdqn import KernelQRDQN
 from agents.normalized_ppo import NormalizedPPO
 from agents.training.command_line import split_flags
 from agents.training.config import (
@@ -75,6 +76,9 @@ def test_known_agents_and_their_classes() -> None:
         "ddqn_more": DoubleDQN,
         "kernel_ddqn": KernelDDQN,
         "knn_ddqn": KernelDDQN,
+        "dqk": DQK,
+        "qrdqn_3step": QRDQN,
+        "kernel_qrdqn": KernelQRDQN,
         "kernel_q": KernelQ,
         "kernel_ppo": KernelPPO,
         "sac": SAC,

@@ -1,0 +1,134 @@
+"""DQK: a network that learned Sparse Kernels perturb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from agents import DQK, DoubleDQN
+from agents.common.schema import ConfigError, UnknownSettingError
+from agents.dqk import PerturbationConfig
+
+SETTINGS: dict[str, Any] = {
+    "learning_starts": 50,
+    "batch_size": 16,
+    "target_update_interval": 20,
+    "buffer_size": 1000,
+    "seed": 0,
+    "device": "cpu",
+}
+KERNEL: dict[str, Any] = {"capacity": 40, "k": 4}
+
+
+def _model(net_arch: tuple[int, ...] = (16, 12), **settings: Any) -> DQK:
+    policy_kwargs = {"net_arch": list(net_arch)}
+    return DQK("MlpPolicy", "CartPole-v1", kernel=KERNEL, policy_kwargs=policy_kwargs, **{**SETTINGS, **settings})
+
+
+@pytest.mark.parametrize("net_arch", [(), (16,), (16, 12)])
+def test_values_are_the_network_with_kernels_at_its_last_hidden_layer_and_its_output(net_arch) -> None:
+    model = _model(net_arch).learn(120)
+    network, observations = model.q_net, torch.from_numpy(model.replay_buffer.observations[50:59, 0])
+    with torch.no_grad():
+        values = observations
+        perturbations = 10.0 * network.perturbation(network.feature_map(observations))
+        if net_arch:
+            for layer in network.q_net[:-2]:
+                values = layer(values)
+            values = torch.relu(values + perturbations[:, : net_arch[-1]])
+        values = network.q_net[-1](values) + perturbations[:, -2:]
+        assert perturbations[:, -2:].abs().max() > 1e-3
+        torch.testing.assert_close(network(observations), values)
+
+
+def test_before_learning_it_is_the_network_alone() -> None:
+    model, plain = _model(), DoubleDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [16, 12]}, **SETTINGS)
+    observations = torch.randn(9, 4)
+    plain.q_net.load_state_dict({k: v for k, v in model.q_net.state_dict().items() if k.startswith("q_net")})
+    assert torch.equal(model.q_net(observations), plain.q_net(observations))
+    model.q_net.place_supports(torch.randn(40, 4))
+    assert torch.equal(model.q_net(observations), plain.q_net(observations))
+
+
+def test_supports_begin_as_replayed_observations_and_then_learn() -> None:
+    model = _model(learning_rate=0.0).learn(120)
+    network, buffer = model.q_net, model.replay_buffer
+    seen = network.feature_map(torch.from_numpy(buffer.observations[: buffer.size(), 0]))
+    distances = torch.cdist(network.perturbation.features, seen)
+    assert distances.amin(1).max() < 1e-3  # cdist rounds
+    assert network.perturbation.features.std() > 0.1
+    begun = network.perturbation.features.detach().clone()
+    before = [begun, network.perturbation.targets.detach().clone()]
+    model.lr_schedule = lambda _: 1e-3
+    model.learn(120, reset_num_timesteps=False)
+    for old, new in zip(before, (network.perturbation.features, network.perturbation.targets), strict=True):
+        assert not torch.equal(old, new)
+    # They are placed once: learning moves them from there by small steps.
+    assert (network.perturbation.features - begun).abs().max() < 0.5
+
+
+def test_the_target_network_takes_the_kernels_over() -> None:
+    model = _model(target_update_interval=10).learn(120)
+    model._on_step()
+    while model._n_calls % 10:
+        model._on_step()
+    online, target = model.q_net.state_dict(), model.q_net_target.state_dict()
+    assert online["perturbation.targets"].abs().sum() > 0
+    for name, value in online.items():
+        assert torch.equal(value, target[name]), name
+
+
+def test_a_loaded_model_goes_on_with_its_supports(tmp_path) -> None:
+    model = _model().learn(120)
+    model.save(tmp_path / "model.zip")
+    loaded = DQK.load(tmp_path / "model.zip", env=gym.make("CartPole-v1"), device="cpu")
+    assert loaded.policy.kernel == PerturbationConfig(**KERNEL)
+    before = loaded.q_net.perturbation.features.detach().clone()
+    loaded.learn(60, reset_num_timesteps=False)
+    assert loaded.q_net.is_placed
+    assert (loaded.q_net.perturbation.features - before).abs().max() < 0.1
+
+
+def test_an_observation_that_is_not_finite_moves_no_support() -> None:
+    network = _model().q_net
+    observations = torch.randn(40, 4)
+    observations[3, 1] = float("nan")
+    observations[5, 0] = float("inf")
+    network.place_supports(observations)
+    assert network.perturbation.features.isfinite().all()
+    with torch.no_grad():
+        values = network(observations)
+    assert not values[3].isfinite().any()
+    assert values[[0, 1, 2, 4]].isfinite().all()
+
+
+def test_scalars_reach_the_log() -> None:
+    model = _model().learn(120)
+    model.dump_logs()
+    scalars = model.q_net.scalars()
+    assert set(scalars) == {"supports", "lengthscale", "hidden_targets_abs_mean", "output_targets_abs_mean"}
+    assert scalars["supports"] == 40
+    assert all(value > 0 for value in scalars.values())
+    assert _model(net_arch=()).learn(60).q_net.scalars()["hidden_targets_abs_mean"] == 0.0
+
+
+def test_normalised_observations_place_normalised_supports() -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1", seed=0))
+    model = DQK("MlpPolicy", env, kernel=KERNEL, policy_kwargs={"net_arch": [16]}, **SETTINGS).learn(120)
+    mean = model.q_net.feature_map.mean
+    raw = env.unnormalize_obs(mean.numpy())
+    assert np.abs(mean.numpy()).max() < 3.0
+    assert raw.shape == (4,)
+
+
+def test_unknown_and_wrong_settings_are_named() -> None:
+    with pytest.raises(UnknownSettingError, match=r"kernel\.capcity"):
+        DQK("MlpPolicy", "CartPole-v1", kernel={"capcity": 3})
+    with pytest.raises(ConfigError, match=r"kernel\.target_scale"):
+        DQK("MlpPolicy", "CartPole-v1", kernel={"target_scale": 0})
