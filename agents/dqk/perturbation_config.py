@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.common.local_kernel_config import LocalKernelConfig
-from agents.common.schema import Count, Positive
+from agents.common.schema import Count
 
 
 @dataclass(frozen=True)
 class PerturbationConfig(LocalKernelConfig):
-    """Where the learned supports start, and how fast their targets move.
+    """The kernel of both perturbations; its supports and targets are learned.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range.
@@ -22,6 +22,3 @@ class PerturbationConfig(LocalKernelConfig):
 
     localisation: Literal["hard", "continuous"] = "continuous"
     """How a neighbour's say ends when another takes its place: `hard` (at once), `continuous` (after fading)."""
-
-    target_scale: Positive = 10.0
-    """Factor between learned targets and what they stand for, and so between their step size and the network's."""

@@ -55,7 +55,7 @@ class PerturbedQNetwork(QNetwork):
         """Action values, [B, A]."""
         # The kernel refuses what is not finite; the network makes it a loss that is not, which the algorithm skips.
         features = self.feature_map(obs).nan_to_num(0.0, 0.0, 0.0)
-        perturbations = (self.kernel.target_scale * self.perturbation(features)).split(self.widths, dim=1)
+        perturbations = self.perturbation(features).split(self.widths, dim=1)
         values: Tensor = self.extract_features(obs, self.features_extractor)
         if len(perturbations) > 1:
             values = self.q_net[:-2](values) + perturbations[0]
@@ -98,12 +98,11 @@ class PerturbedQNetwork(QNetwork):
         assert kernel.lengthscale is not None
         output = kernel.targets[:, -self.widths[-1] :]
         hidden = kernel.targets[:, : -self.widths[-1]]
-        scale = self.kernel.target_scale
         return {
             "supports": float(len(kernel.targets)),
             "lengthscale": float(kernel.lengthscale),
-            "hidden_targets_abs_mean": float(scale * hidden.abs().mean()) if hidden.numel() else 0.0,
-            "output_targets_abs_mean": float(scale * output.abs().mean()),
+            "hidden_targets_abs_mean": float(hidden.abs().mean()) if hidden.numel() else 0.0,
+            "output_targets_abs_mean": float(output.abs().mean()),
         }
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

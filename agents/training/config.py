@@ -173,11 +173,8 @@ class QuantileConfig(DeepQConfig):
 class DQKConfig(DoubleDQNConfig):
     """Settings of Double DQN with learned kernels inside the network."""
 
-    exploration_zeta: ZetaExponent | None = 2.0
-    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
-
     kernel: PerturbationConfig = field(default_factory=PerturbationConfig)
-    """Where the learned supports start, and how fast their targets move."""
+    """The kernel of both perturbations; its supports and targets are learned."""
 
 
 @dataclass(frozen=True)
