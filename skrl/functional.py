@@ -265,7 +265,8 @@ def _weighted_sums(
 
     The gradient of gathered rows has to be added up row by row. Where supports are few and targets wide, as in a layer
     of a network, a product with all of them is several times faster; but zero times a target that is not finite is no
-    zero, so that one has to be looked for, which an accelerator would have to wait for.
+    zero, so that one has to be looked for, which an accelerator would have to wait for. (The gradient of an answer, if
+    it is not finite, reaches all targets then, not only those of its neighbours.)
     """
     points, width = residuals.shape
     few = points <= DENSE_POINTS * indices.shape[-1] and width >= DENSE_WIDTH

@@ -15,6 +15,9 @@ import evaluate
 import train
 from agents.training.video import as_picture
 
+# Programs from end to end take twice as long with checks of shapes, which the tests of their parts make.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 SHORT = ["--env", "CartPole-v1", "--total-timesteps", "200", "--no-progress-bar"]
 SHORT += ["--n-evaluations", "2", "--n-eval-episodes", "2"]
 QUICK = [*SHORT, "--learning-starts", "50"]

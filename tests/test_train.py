@@ -24,6 +24,9 @@ from agents.training.runs import RunFolder
 from agents.training.runs import train as train_run
 from envs import ChainEnv, make_env
 
+# Programs from end to end take twice as long with checks of shapes, which the tests of their parts make.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 RESULT_KEYS = [
     "agent",
     "env",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
+from agents.common.replay_view import ReplayView
 from agents.double_dqn import DoubleDQN
 from agents.dqk.perturbation_config import PerturbationConfig
 from agents.dqk.perturbed_q_network import PerturbedQNetwork
@@ -19,17 +21,21 @@ class DQK(DoubleDQN):
 
     J.-M. Mercier and G. Santin, *Differentiable Kernel Ridge Regression for Deep Learning Pipelines*, 2026, arXiv
     2605.02313. Where :class:`~agents.kernel_ddqn.KernelDDQN` solves for the correction that its memory asks for, here
-    supports and targets are parameters, learned by the gradient like every other layer. Supports begin as observations
-    drawn from the replay buffer at the first update.
+    supports and targets are parameters, learned by the gradient like every other layer. Supports begin as different
+    transitions' observations, drawn from the replay buffer at the first update at which it holds enough of them.
 
-    Takes every argument of :class:`DoubleDQN`. The policy is ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a
-    subclass of :class:`DQKPolicy`.
+    Takes every argument of :class:`DoubleDQN`, by name. The policy is ``MlpPolicy``, ``CnnPolicy``,
+    ``MultiInputPolicy`` or a subclass of :class:`DQKPolicy`.
 
     Args:
         policy: as said.
         env: environment with discrete actions, or its id.
         kernel: settings of the kernel, as a :class:`PerturbationConfig` or a mapping of some of its fields.
         **kwargs: as for :class:`DoubleDQN`.
+
+    Raises:
+        ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.
+        ValueError: the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -59,20 +65,38 @@ class DQK(DoubleDQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps on the network and the kernels; arguments as in :class:`DoubleDQN`."""
-        if not self.q_net.is_placed:
+        if not self._placed:
             self._place_supports()
         super().train(gradient_steps, batch_size)
 
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take over parameters as SB3 does, the supports among them."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self._placed = bool(self.q_net.is_placed)
+
     def dump_logs(self) -> None:
         """Write SB3's log and the ``kernel/`` scalars."""
-        if self.q_net.is_placed:
+        if self._placed:
             for name, value in self.q_net.scalars().items():
                 self.logger.record(f"kernel/{name}", value)
         super().dump_logs()
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        ReplayView.of(self)  # refuses a buffer that cannot be read so
+        self._placed = False  # known here, so that no update has to ask a device
+
     def _place_supports(self) -> None:
-        assert self.replay_buffer is not None
-        count = self.policy.kernel.capacity
-        observations = self.replay_buffer.sample(count, env=self._vec_normalize_env).observations
+        view, count = ReplayView.of(self), self.policy.kernel.capacity
+        slots = view.slots()
+        if len(slots) < count:
+            return
+        observations = view.observations(self.rng.choice(slots, count, replace=False))
         for network in (self.q_net, self.q_net_target):
             network.place_supports(observations)
+        self._placed = True

@@ -73,8 +73,13 @@ class PerturbedQNetwork(QNetwork):
 
         Args:
             observations: as many as there are supports, [M, ...].
+
+        Raises:
+            ValueError: they are more or fewer.
         """
         raw = self.feature_map.raw(observations)
+        if len(raw) != self.kernel.capacity:
+            raise ValueError(f"{len(raw)} observations for {self.kernel.capacity} supports; give one for each")
         finite = raw.isfinite().all(1)
         # In place of what is not finite stands the mean of the others.
         raw = torch.where(finite.unsqueeze(1), raw, raw[finite].mean(0) if finite.any() else 0.0)

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.dqn.policies import DQNPolicy
 
+from agents.common.extractors import ReadsDicts, ReadsPictures
 from agents.dqk.perturbation_config import PerturbationConfig
 from agents.dqk.perturbed_q_network import PerturbedQNetwork
 
@@ -23,6 +23,9 @@ class DQKPolicy(DQNPolicy):
         lr_schedule: learning rate over the remaining progress.
         kernel: settings of the kernel, as a :class:`PerturbationConfig` or a mapping of some of its fields.
         **kwargs: everything ``DQNPolicy`` takes.
+
+    Raises:
+        ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.
     """
 
     q_net: PerturbedQNetwork
@@ -50,17 +53,9 @@ class DQKPolicy(DQNPolicy):
         return {**super()._get_constructor_parameters(), "kernel": asdict(self.kernel)}
 
 
-class DQKCnnPolicy(DQKPolicy):
+class DQKCnnPolicy(ReadsPictures, DQKPolicy):
     """:class:`DQKPolicy` for images: the features extractor is ``NatureCNN`` unless another is given."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", NatureCNN)
-        super().__init__(*args, **kwargs)
 
-
-class DQKMultiInputPolicy(DQKPolicy):
+class DQKMultiInputPolicy(ReadsDicts, DQKPolicy):
     """:class:`DQKPolicy` for dict observations: ``CombinedExtractor`` unless another extractor is given."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", CombinedExtractor)
-        super().__init__(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -29,7 +30,7 @@ class KernelRefreshCallback(BaseCallback):
             )
         if isinstance(model, KernelDeepQ):
             raise ValueError(f"{type(model).__name__} refreshes its own kernel; leave KernelRefreshCallback out")
-        self.kernel = LiveKernel(model)
+        self.kernel = LiveKernel(model, np.random.default_rng(model.seed))
 
     def _on_step(self) -> bool:
         return True

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.kernel_config import KernelConfig
@@ -26,9 +26,10 @@ class KernelDeepQ(OffPolicyAlgorithm):
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
         bonus_schedule: posterior standard deviations that exploring adds, over the remaining progress from 1 to 0, as
             SB3's schedules are; ``kernel.exploration_bonus`` all along when left out.
-        **kwargs: every argument of the algorithm; the defaults differ where :attr:`defaults` says.
+        **kwargs: every argument of the algorithm, by name; the defaults differ where :attr:`defaults` says.
 
     Raises:
+        ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.
         ValueError: the policy has no kernel, its head is one for another algorithm, or the replay buffer cannot be read
             by slot (:class:`HerReplayBuffer`, say).
     """
@@ -59,12 +60,22 @@ class KernelDeepQ(OffPolicyAlgorithm):
         policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
         chosen = policy_kwargs.get("kernel") if kernel is None else kernel
         if chosen is not None:
-            policy_kwargs["kernel"] = asdict(chosen) if isinstance(chosen, KernelConfig) else dict(chosen)
+            policy_kwargs["kernel"] = asdict(KernelConfig.read(chosen))
         policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
         if policy_kwargs["net_arch"] is None:
             del policy_kwargs["net_arch"]
         self.replay_kernel = None
         super().__init__(policy, env, policy_kwargs=policy_kwargs, **settings)  # type: ignore[arg-type]  # of the algorithm
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take over parameters as SB3 does, the supports among them; the next refresh chooses supports anew."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self.replay_kernel = None
 
     @abstractmethod
     def _make_kernel(self) -> ReplayKernel:
@@ -97,7 +108,7 @@ class KernelDeepQ(OffPolicyAlgorithm):
         if head not in self.heads:
             raise ValueError(
                 f"kernel.head is '{head}', but {name} takes {' or '.join(self.heads)}; "
-                "'network_free' belongs to KernelQ, the others to KernelDDQN"
+                "'network_free' belongs to KernelQ, the others to the agents with a network"
             )
         ReplayView.of(self)  # refuses a buffer that cannot be read so
         self._set_bonus()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -24,10 +24,10 @@ class KernelPolicy(BasePolicy):
         lr_schedule: learning rate over the remaining progress.
         kernel: settings of the head, as a :class:`KernelConfig` or a mapping of some of its fields.
         **kwargs: everything that the policy takes.
-    """
 
-    reads_images: ClassVar[bool] = False
-    """Whether the features extractor ends in hidden layers of its own, as ``NatureCNN`` does."""
+    Raises:
+        ConfigError: a setting of the head is unknown, of the wrong type or out of range.
+    """
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class KernelPolicy(BasePolicy):
         **kwargs: Any,
     ) -> None:
         # Set first: the parent's constructor builds the networks.
-        self.kernel = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping(kernel or {})
+        self.kernel = KernelConfig.read(kernel)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         # The online network acts, the target network gives the targets of SB3's own update.
         self.online.corrects = self.kernel.applies_to != "targets"

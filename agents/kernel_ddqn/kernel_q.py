@@ -47,7 +47,7 @@ class KernelQ(KernelDDQN):
                 )
         self._bad_transitions = 0
         if not isinstance(kernel, KernelConfig):
-            kernel = KernelConfig.from_mapping({"head": "network_free", **(kernel or {})})
+            kernel = KernelConfig.read({"head": "network_free", **(kernel or {})})
         super().__init__(policy, env, kernel=kernel, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:

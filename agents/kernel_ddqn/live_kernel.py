@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.common.replay_view import ReplayView
@@ -17,36 +18,53 @@ class LiveKernel(ReplayKernel):
     """Follows the target updates of a model, whose policy carries the heads, and keeps no corrections of stored states.
 
     Args:
-        model: one that copies an online network every ``target_update_interval`` steps.
+        model: one that copies an online network every ``target_update_interval`` steps, as DQN and QRDQN do.
+        rng: source of every random choice.
 
     Raises:
-        ValueError: the head knows no network, or the replay buffer cannot be read by slot.
+        ValueError: the head knows no network, the replay buffer cannot be read by slot, or it sums no n-step returns
+            although the model is asked for them.
     """
 
-    def __init__(self, model: OffPolicyAlgorithm) -> None:
+    def __init__(self, model: OffPolicyAlgorithm, rng: np.random.Generator) -> None:
         policy = model.policy
         assert isinstance(policy, KernelPolicy)
         if isinstance(policy.online.head, NetworkFreeHead):
             raise ValueError(
                 f"{type(model).__name__} trains a network, but kernel.head is 'network_free'; use the KernelQ algorithm"
             )
+        check_returns(model)
         self.model = model
-        rng = np.random.default_rng(model.seed)
         super().__init__(policy.online, policy.target, ReplayView.of(model), rng, hard_updates=model.tau == 1.0)
         # Only backups need corrections of stored states.
         self.reads_every_state = self.config.backup == "trajectory"
-        self._updates_seen = self._target_updates()
+        self._updates_seen: int | None = None
 
     def after_rollout(self) -> None:
-        """Refresh if the rollout updated the target network, to be called before its gradient steps.
+        """Refresh if the target network was updated since the last time; to be called before gradient steps.
 
-        The rollout's target updates lie behind and its gradient steps ahead, so a copied network is still equal.
+        The rollout's target updates lie behind and its gradient steps ahead, so a copied network is still equal. The
+        first call refreshes in any case: how old the residuals of a loaded head are, nobody knows.
         """
+        self.extend()
         updates = self._target_updates()
-        if updates > self._updates_seen and self.model.num_timesteps > self.model.learning_starts:
+        if updates != self._updates_seen and self.model.num_timesteps > self.model.learning_starts:
             self.refresh(self.model.num_timesteps)
             self._updates_seen = updates
 
     def _target_updates(self) -> int:
         model: Any = self.model  # DQN and QRDQN count alike, though no class of SB3 says so
         return int(model._n_calls // max(model.target_update_interval // model.n_envs, 1))
+
+
+def check_returns(model: OffPolicyAlgorithm) -> None:
+    """Make sure that SB3's update learns from the n-step returns that the kernel regresses.
+
+    Raises:
+        ValueError: a buffer was given that sums no rewards.
+    """
+    if model.n_steps > 1 and not isinstance(model.replay_buffer, NStepReplayBuffer):
+        raise ValueError(
+            f"n_steps is {model.n_steps}, but a {type(model.replay_buffer).__name__} sums no rewards for SB3's update; "
+            "leave replay_buffer_class out, or give n_steps=1"
+        )

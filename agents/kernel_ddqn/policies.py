@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
+from agents.common.extractors import ReadsDicts, ReadsPictures
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from skrl.shapes import Float, Tensor
@@ -61,19 +61,9 @@ class KernelDQNPolicy(KernelPolicy, DQNPolicy):
         return KernelQNetwork(kernel=self.kernel, **arguments).to(self.device)
 
 
-class KernelCnnPolicy(KernelDQNPolicy):
+class KernelCnnPolicy(ReadsPictures, KernelDQNPolicy):
     """:class:`KernelDQNPolicy` for images: the features extractor is ``NatureCNN`` unless another is given."""
 
-    reads_images = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", NatureCNN)
-        super().__init__(*args, **kwargs)
-
-
-class KernelMultiInputPolicy(KernelDQNPolicy):
+class KernelMultiInputPolicy(ReadsDicts, KernelDQNPolicy):
     """:class:`KernelDQNPolicy` for dict observations: ``CombinedExtractor`` unless another extractor is given."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", CombinedExtractor)
-        super().__init__(*args, **kwargs)

@@ -61,7 +61,10 @@ def _has_quantiles(model: BaseAlgorithm) -> bool:
 
 
 def _weights(model: BaseAlgorithm) -> dict[str, Tensor]:
-    network: Any = model.policy.q_net
+    return _state_without_head(model.policy.q_net)
+
+
+def _state_without_head(network: Any) -> dict[str, Tensor]:
     return {name: value for name, value in network.state_dict().items() if not name.startswith(OF_THE_HEAD)}
 
 
@@ -70,7 +73,7 @@ def _mean_of_quantiles(model: BaseAlgorithm) -> dict[str, Tensor]:
     network: Any = model.policy.quantile_net
     last = f"quantile_net.{len(network.quantile_net) - 1}."
     weights: dict[str, Tensor] = {}
-    for name, value in network.state_dict().items():
-        mean = value.unflatten(0, (network.n_quantiles, -1)).mean(0) if name.startswith(last) else value
+    for name, value in _state_without_head(network).items():
+        mean = value.view(network.n_quantiles, -1, *value.shape[1:]).mean(0) if name.startswith(last) else value
         weights[name.replace("quantile_net.", "q_net.", 1)] = mean
     return weights

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from gymnasium import spaces
 from sb3_contrib import QRDQN
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.derived_settings import derived_settings
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
+from agents.kernel_ddqn.kernel_ddqn import DEFAULTS as KERNEL_DDQN
 from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
-from agents.kernel_ddqn.live_kernel import LiveKernel
+from agents.kernel_ddqn.live_kernel import LiveKernel, check_returns
 from agents.kernel_qrdqn.policies import KernelQRDQNCnnPolicy, KernelQRDQNMultiInputPolicy, KernelQRDQNPolicy
 
 DEFAULTS: dict[str, Any] = {
-    "learning_rate": 5e-4,
-    "buffer_size": 100_000,
-    "learning_starts": 500,
-    "batch_size": 128,
-    "train_freq": 4,
-    "gradient_steps": 4,
-    "n_steps": 3,
-    "target_update_interval": 100,
-    "exploration_fraction": 0.12,
+    **{name: value for name, value in KERNEL_DDQN.items() if name != "huber_threshold"},
     "exploration_final_eps": 0.05,
-    "exploration_zeta": 2.0,
 }
-"""Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; KernelDDQN's."""
+"""Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; those of KernelDDQN."""
 
 
 class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN):
@@ -39,10 +34,10 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN)
     Regression*, 2018, as sb3-contrib has it, whose update stays as it is: its target network answers with the quantiles
     moved by R(s', ·), and with an empty memory the two are equal bit for bit.
 
-    Takes every argument of :class:`sb3_contrib.QRDQN`, with other :attr:`defaults`, ``kernel`` and ``bonus_schedule``
-    of :class:`KernelDeepQ`, which says what is refused, and ``exploration_zeta`` of :class:`LastingExploration`. The
-    policy is ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a subclass of :class:`KernelQRDQNPolicy`. For dict
-    observations SB3 needs ``n_steps=1``.
+    Takes every argument of :class:`sb3_contrib.QRDQN`, by name and with other :attr:`defaults`, ``kernel`` and
+    ``bonus_schedule`` of :class:`KernelDeepQ`, which says what is refused, and ``exploration_zeta`` of
+    :class:`LastingExploration`. The policy is ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a subclass of
+    :class:`KernelQRDQNPolicy`. For dict observations ``n_steps`` is 1 when left out, since SB3 sums no rewards of them.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -56,6 +51,12 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN)
     policy: KernelQRDQNPolicy
     replay_kernel: LiveKernel | None
 
+    def __init__(self, policy: str | type[KernelQRDQNPolicy], env: GymEnv | str | None, **kwargs: Any) -> None:
+        env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None  # load() passes None
+        if env is not None and isinstance(env.observation_space, spaces.Dict):
+            kwargs.setdefault("n_steps", 1)
+        super().__init__(policy, env, **kwargs)
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as in QRDQN."""
         kernel = self._kernel()
@@ -65,8 +66,12 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN)
         # QRDQN leaves training mode on, in which the head is off.
         self.policy.set_training_mode(False)
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        check_returns(self)
+
     def _make_kernel(self) -> LiveKernel:
-        return LiveKernel(self)
+        return LiveKernel(self, self.rng)
 
     def _excluded_save_params(self) -> list[str]:
         """What is left out anyway, and the buffer class that SB3 would warn about on load."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from agents.common.extractors import ReadsDicts, ReadsPictures
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from skrl.shapes import Float, Tensor
@@ -34,9 +32,8 @@ class KernelQuantileNetwork(KernelNetwork, QuantileNetwork):
         quantiles = QuantileNetwork.forward(self, obs)
         if self.training or not self.corrects:
             return quantiles
-        means = quantiles.mean(dim=1)
-        corrected: Tensor = self.head(self.feature_map(obs), means)
-        return quantiles + (corrected - means).unsqueeze(1)
+        correction = self.head.correction(self.feature_map(obs))
+        return quantiles + correction.unsqueeze(1).to(quantiles.dtype)
 
 
 class KernelQRDQNPolicy(KernelPolicy, QRDQNPolicy):
@@ -65,19 +62,9 @@ class KernelQRDQNPolicy(KernelPolicy, QRDQNPolicy):
         return KernelQuantileNetwork(kernel=self.kernel, **arguments).to(self.device)
 
 
-class KernelQRDQNCnnPolicy(KernelQRDQNPolicy):
+class KernelQRDQNCnnPolicy(ReadsPictures, KernelQRDQNPolicy):
     """:class:`KernelQRDQNPolicy` for images: the features extractor is ``NatureCNN`` unless another is given."""
 
-    reads_images = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", NatureCNN)
-        super().__init__(*args, **kwargs)
-
-
-class KernelQRDQNMultiInputPolicy(KernelQRDQNPolicy):
+class KernelQRDQNMultiInputPolicy(ReadsDicts, KernelQRDQNPolicy):
     """:class:`KernelQRDQNPolicy` for dict observations: ``CombinedExtractor`` unless another extractor is given."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", CombinedExtractor)
-        super().__init__(*args, **kwargs)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents import DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
+from agents import DQK, DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
+from agents.kernel_qrdqn import KernelQRDQN
 
 pytestmark = [
     pytest.mark.gpu,
@@ -12,9 +13,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN, KernelQ])
+@pytest.mark.parametrize("cls", [DoubleDQN, DQK, KernelDDQN, KernelQ, KernelQRDQN])
 def test_learns_saves_and_loads_on_the_device(cls, tmp_path) -> None:
-    settings = {} if cls is DoubleDQN else {"kernel": {"capacity": 200, "refresh_interval": 60}}
+    kernel = {"capacity": 40} if cls is DQK else {"capacity": 200, "refresh_interval": 60}
+    settings = {} if cls is DoubleDQN else {"kernel": kernel}
     model = cls(
         "MlpPolicy", "CartPole-v1", device="cuda", seed=0, learning_starts=50, target_update_interval=20, **settings
     ).learn(300)
@@ -23,8 +25,9 @@ def test_learns_saves_and_loads_on_the_device(cls, tmp_path) -> None:
     loaded = cls.load(tmp_path / "model.zip", device="cpu")
     observations = torch.randn(10, 4)
     with torch.no_grad():
-        on_device = model.policy.q_net(observations.to("cuda")).cpu()
-        on_cpu = loaded.policy.q_net(observations)
+        networks = [getattr(each.policy, "quantile_net", None) or each.policy.q_net for each in (model, loaded)]
+        on_device = networks[0](observations.to("cuda")).cpu()
+        on_cpu = networks[1](observations)
     assert torch.allclose(on_device, on_cpu, atol=1e-4)
 
 

@@ -11,6 +11,9 @@ from agents import DoubleDQN, KernelDDQN, probe_agent, ram_variables
 from envs import make_env
 from skrl import LinearRegressor
 
+# Programs from end to end take twice as long with checks of shapes, which the tests of their parts make.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 SMALL = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu", "seed": 0}
 LINEAR = {"linear": LinearRegressor()}
 

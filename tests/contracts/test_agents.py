@@ -95,6 +95,7 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "kernel_ddqn_trajectory": (KernelDDQN, _kernel(KernelDDQN, "residual", backup="trajectory")),
     "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
     "kernel_qrdqn": (KernelQRDQN, _kernel(KernelQRDQN, "residual")),
+    "kernel_qrdqn_ablated": (KernelQRDQN, _kernel(KernelQRDQN, "residual", backup="trajectory", **ABLATED)),
     "dqk": (DQK, _off_policy(DQK, kernel={"capacity": 40, "k": 4, "projection_dim": 16})),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
     "kernel_q_trajectory": (KernelQ, _kernel(KernelQ, "network_free", backup="trajectory")),
@@ -226,6 +227,7 @@ def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(name, policy, env
     # SB3's buffer, from which all but KernelDDQN learn, has no n-step returns of dicts.
     n_steps = 1 if policy == "MultiInputPolicy" and not issubclass(cls, KernelDDQN) else 3
     model = make(policy, env_class(), seed=0, n_steps=n_steps, **settings).learn(150)
+    assert model.q_net.is_placed if cls is DQK else model.policy.online.head.memory.sizes.sum() > 0
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     model.save(tmp_path / "model.zip")
     loaded = cls.load(tmp_path / "model.zip", device="cpu")
@@ -263,6 +265,21 @@ def test_target_network_receives_the_kernel(name) -> None:
         assert torch.equal(mine, theirs)
     for mine, theirs in zip(online.feature_map.buffers(), target.feature_map.buffers(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["kernel_ddqn", "kernel_qrdqn", "dqk"])
+def test_a_model_that_has_learned_goes_on_from_parameters_of_another(name) -> None:
+    make = AGENTS[name][1]
+    model, other = (make("MlpPolicy", "CartPole-v1", seed=seed).learn(200) for seed in (0, 1))
+    model.set_parameters(other.get_parameters(), device="cpu")
+    observations = _observations(model)
+    assert torch.equal(_preferences(model, observations), _preferences(other, observations))
+    model.learn(60, reset_num_timesteps=False)
+    if name != "dqk":
+        kernel, head = model.replay_kernel, model.policy.online.head
+        supports = model.policy.online.feature_map(kernel.supports.observations)
+        difference = head.memory.features.flatten(0, 1) - supports
+        assert difference[kernel.supports.filled].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", OUR_AGENTS)

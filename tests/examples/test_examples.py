@@ -25,6 +25,9 @@ from images import Images, first_per_class, load_images, read_idx, split_per_cla
 from opponents import MLPReadout, NearestNeighbours
 from transfer_report import Interval, Row, summary
 
+# Programs from end to end take twice as long with checks of shapes, which the tests of their parts make.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 
 def blobs(per_class: int, classes: int = 3, dim: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """Well separated clouds, [n, d], and their labels."""

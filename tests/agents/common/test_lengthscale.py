@@ -83,7 +83,7 @@ def test_an_agent_takes_the_choice_at_the_next_rebuild() -> None:
         kernel.generator.manual_seed(7)
         kernel.lengthscale.multiple = multiple
         kernel.rebuild()
-        lengths[multiple] = model._kernel_scalars(kernel)["lengthscale"]
+        lengths[multiple] = kernel.scalars["lengthscale"]
         assert kernel.lengthscale.multiple in MULTIPLES
         assert model.q_net_target.head.lengthscale.item() == lengths[multiple]
     assert lengths[4.0] == pytest.approx(4.0 * lengths[1.0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
@@ -24,6 +23,13 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
 }
 KERNEL: dict[str, Any] = {"capacity": 40, "k": 4}
+
+
+class FarOff(gym.ObservationWrapper):
+    """Observations around 100."""
+
+    def observation(self, observation):
+        return observation + 100.0
 
 
 def _model(net_arch: tuple[int, ...] = (16, 12), **settings: Any) -> DQK:
@@ -60,8 +66,8 @@ def test_supports_begin_as_replayed_observations_and_then_learn() -> None:
     model = _model(learning_rate=0.0).learn(120)
     network, buffer = model.q_net, model.replay_buffer
     seen = network.feature_map(torch.from_numpy(buffer.observations[: buffer.size(), 0]))
-    distances = torch.cdist(network.perturbation.features, seen)
-    assert distances.amin(1).max() < 1e-3  # cdist rounds
+    distances = torch.cdist(network.perturbation.features, seen, compute_mode="donot_use_mm_for_euclid_dist")
+    assert distances.amin(1).max() < 1e-5
     assert network.perturbation.features.std() > 0.1
     begun = network.perturbation.features.detach().clone()
     before = [begun, network.perturbation.targets.detach().clone()]
@@ -71,6 +77,17 @@ def test_supports_begin_as_replayed_observations_and_then_learn() -> None:
         assert not torch.equal(old, new)
     # They are placed once: learning moves them from there by small steps.
     assert (network.perturbation.features - begun).abs().max() < 0.5
+
+
+def test_supports_are_different_transitions_as_soon_as_there_are_enough() -> None:
+    model = _model(learning_starts=4, train_freq=4)
+    model.learn(36)
+    assert not model.q_net.is_placed
+    model.learn(4, reset_num_timesteps=False)
+    assert model.q_net.is_placed
+    assert len(model.q_net.perturbation.features.detach().round(decimals=2).unique(dim=0)) >= 38
+    with pytest.raises(ValueError, match="7 observations for 40 supports"):
+        model.q_net.place_supports(torch.randn(7, 4))
 
 
 def test_the_target_network_takes_the_kernels_over() -> None:
@@ -108,23 +125,23 @@ def test_an_observation_that_is_not_finite_moves_no_support() -> None:
     assert values[[0, 1, 2, 4]].isfinite().all()
 
 
-def test_scalars_reach_the_log() -> None:
+def test_scalars_reach_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model().learn(120)
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(model.logger, "record", lambda name, value, **_: logged.update({name: value}))
     model.dump_logs()
-    scalars = model.q_net.scalars()
-    assert set(scalars) == {"supports", "lengthscale", "hidden_targets_abs_mean", "output_targets_abs_mean"}
-    assert scalars["supports"] == 40
-    assert all(value > 0 for value in scalars.values())
+    names = ["supports", "lengthscale", "hidden_targets_abs_mean", "output_targets_abs_mean"]
+    assert [logged[f"kernel/{name}"] for name in names] == [model.q_net.scalars()[name] for name in names]
+    assert logged["kernel/supports"] == 40
+    assert all(logged[f"kernel/{name}"] > 0 for name in names)
     assert _model(net_arch=()).learn(60).q_net.scalars()["hidden_targets_abs_mean"] == 0.0
 
 
 def test_normalised_observations_place_normalised_supports() -> None:
-    env = VecNormalize(make_vec_env("CartPole-v1", seed=0))
+    env = VecNormalize(make_vec_env("CartPole-v1", seed=0, wrapper_class=FarOff))
     model = DQK("MlpPolicy", env, kernel=KERNEL, policy_kwargs={"net_arch": [16]}, **SETTINGS).learn(120)
-    mean = model.q_net.feature_map.mean
-    raw = env.unnormalize_obs(mean.numpy())
-    assert np.abs(mean.numpy()).max() < 3.0
-    assert raw.shape == (4,)
+    assert model.replay_buffer.observations[:100].min() > 90.0
+    assert model.q_net.feature_map.mean.abs().max() < 10.0
 
 
 def test_unknown_and_wrong_settings_are_named() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN
+from sb3_contrib.qrdqn.policies import QuantileNetwork
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -18,6 +19,7 @@ from agents import DoubleDQN, KernelDDQN, KernelDQNPolicy, KernelQ, attach_kerne
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.experience import Experience
 from agents.kernel_ddqn.prior_network import copy_network, policy_arguments
+from agents.kernel_qrdqn import KernelQRDQN
 from envs.tabular import LEFT, RIGHT, ChainEnv
 
 SETTINGS: dict[str, Any] = {
@@ -178,15 +180,16 @@ def test_one_seed_gives_one_policy() -> None:
     assert torch.equal(*values)
 
 
-def test_the_mean_over_quantiles_is_the_prior_mean() -> None:
-    model = _trained(QRDQN, policy_kwargs={"net_arch": [16, 8], "n_quantiles": 7})
+@pytest.mark.parametrize("cls", [QRDQN, KernelQRDQN])
+def test_the_mean_over_quantiles_is_the_prior_mean_without_a_kernel_that_was_there(cls) -> None:
+    model = _trained(cls, policy_kwargs={"net_arch": [16, 8], "n_quantiles": 7})
     policy = KernelDQNPolicy(
         model.observation_space, model.action_space, lambda _: 0.0, kernel=KERNEL, **policy_arguments(model)
     )
     copy_network(model, policy)
     observations = torch.randn(9, 4)
     with torch.no_grad():
-        means = model.policy.quantile_net(observations).mean(1)
+        means = QuantileNetwork.forward(model.policy.quantile_net, observations).mean(1)
         for network in (policy.q_net, policy.q_net_target):
             torch.testing.assert_close(network.prior_mean(observations), means)
     assert attach_kernel_head(model, model.replay_buffer, kernel=KERNEL).q_net.head.memory.sizes.max() == 100

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sb3_contrib import QRDQN
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents import KernelRefreshCallback
+from agents.common.schema import ConfigError
 from agents.kernel_ddqn.live_kernel import LiveKernel
 from agents.kernel_qrdqn import KernelQRDQN, KernelQRDQNPolicy
 
@@ -87,12 +90,55 @@ def test_residuals_are_those_of_the_means_of_the_quantiles() -> None:
 
 def test_the_head_corrects_after_learning_as_before_saving(tmp_path) -> None:
     model = _trained()
-    assert not model.policy.quantile_net.training
+    observations = torch.randn(9, 4)
+    with torch.no_grad():
+        corrected = model.policy.quantile_net(observations)
+        assert not torch.equal(corrected.mean(1), model.policy.quantile_net.prior_mean(observations))
+        model.save(tmp_path / "model.zip")
+        loaded = KernelQRDQN.load(tmp_path / "model.zip", device="cpu")
+        assert torch.equal(loaded.policy.quantile_net(observations), corrected)
+
+
+def test_a_loaded_model_renews_its_residuals_before_it_learns_from_them(tmp_path, monkeypatch) -> None:
+    """Saved one step before a target update, as a callback does at every multiple of the interval."""
+    model = _trained()
+    model._n_calls = 20 * 7 - 1
     model.save(tmp_path / "model.zip")
     loaded = KernelQRDQN.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
-    assert loaded.replay_kernel is None
-    loaded.learn(100, reset_num_timesteps=False)
-    assert loaded.replay_kernel is not None
+    loaded.load_replay_buffer(_saved_buffer(model, tmp_path))
+    events: list[str] = []
+    refresh, train = LiveKernel.refresh, QRDQN.train
+    monkeypatch.setattr(LiveKernel, "refresh", lambda self, steps: (events.append("refresh"), refresh(self, steps)))
+    monkeypatch.setattr(QRDQN, "train", lambda self, *args: (events.append("train"), train(self, *args)))
+    loaded.learn(8, reset_num_timesteps=False)
+    assert events[:2] == ["refresh", "train"]
+
+
+def _saved_buffer(model: KernelQRDQN, folder: Path) -> Path:
+    model.save_replay_buffer(folder / "buffer.pkl")
+    return folder / "buffer.pkl"
+
+
+def test_a_buffer_that_goes_by_between_two_rebuilds_is_read_anew() -> None:
+    settings = {**SETTINGS, "buffer_size": 100, "target_update_interval": 100}
+    kernel_settings = {**KERNEL, "refresh_interval": 100}
+    model = KernelQRDQN(
+        "MlpPolicy", "CartPole-v1", kernel=kernel_settings, policy_kwargs=NETWORK, n_steps=1, **settings
+    )
+    model.learn(400)
+    kernel = model._kernel()
+    kernel.extend()
+    slots = kernel.view.slots()
+    expected = kernel.feature_map.raw(kernel.view.observations(slots))
+    assert torch.equal(kernel.table.raw[torch.from_numpy(slots)], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*is ignored because a custom")  # SB3 says so too, and goes on
+def test_a_buffer_that_sums_no_rewards_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"n_steps is 3, but a ReplayBuffer sums no rewards"):
+        KernelQRDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=ReplayBuffer)
+    with pytest.raises(ConfigError, match="kernel is a str"):
+        KernelQRDQN("MlpPolicy", "CartPole-v1", kernel="residual")
 
 
 def test_the_callback_serves_qrdqn_of_sb3_contrib() -> None:

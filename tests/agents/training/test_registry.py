@@ -105,11 +105,12 @@ def test_unknown_agent_names_the_nearest() -> None:
 def test_model_honours_every_setting(agent: str) -> None:
     words = ["--agent", agent, *SMALL, "--gamma", "0.7", "--n-steps", "2", "--train-freq", "3"]
     words += ["--target-update-interval", "60", "--exploration-fraction", "0.3", "--verbose", "0", "--seed", "5"]
+    quantiles = issubclass(AGENTS[agent].config, QuantileConfig)
     gradients = AGENTS[agent].config is not AGENTS["kernel_q"].config
     if gradients:
         words += ["--net-arch", "16", "--batch-size", "8", "--tau", "0.5"]
         words += ["--gradient-steps", "2", "--learning-rate", "1e-3"]
-        words += ["--n-quantiles", "5"] if agent == "qrdqn" else ["--max-grad-norm", "2"]
+        words += ["--n-quantiles", "5"] if quantiles else ["--max-grad-norm", "2"]
     config = resolve(split_flags(words))
     model: Any = build_model(config, vec_env(VECTOR))
     assert type(model) is AGENTS[agent].algorithm
@@ -121,8 +122,8 @@ def test_model_honours_every_setting(agent: str) -> None:
     assert model.train_freq.frequency == 3
     assert model.seed == 5
     if gradients:
-        network = model.quantile_net if agent == "qrdqn" else model.q_net
-        outputs = 2 * 5 if agent == "qrdqn" else 2
+        network = model.quantile_net if quantiles else model.q_net
+        outputs = 2 * 5 if quantiles else 2
         assert [p.shape[0] for n, p in network.named_parameters() if n.endswith("weight")] == [16, outputs]
 
 
