@@ -119,7 +119,10 @@ class ValueHead(nn.Module, ABC):
         self.amplitude.copy_((self.memory.targets.square().sum() / count).sqrt())
 
     def optimistic(
-        self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"], bonus: float
+        self,
+        queries: Float[Tensor, "queries dim"],
+        prior_mean: Float[Tensor, "queries actions"],
+        bonus: float | Float[Tensor, "queries actions"],
     ) -> Float[Tensor, "queries actions"]:
         """Upper confidence bounds m + R + bonus · amplitude · σ, [B, A]; m alone before the first targets.
 
@@ -129,10 +132,12 @@ class ValueHead(nn.Module, ABC):
         Args:
             queries: [B, d].
             prior_mean: the network's action values at the queries, [B, A].
-            bonus: posterior standard deviations to add.
+            bonus: posterior standard deviations to add: one number, or one per query and action, [B, A], such as draws
+                of a standard normal for a sample of the posterior.
         """
         local = self.localise(queries)
-        bounds = self.read(local) + (bonus * self.amplitude) * local.variance.sqrt()
+        scale = bonus.mT if isinstance(bonus, Tensor) else bonus
+        bounds = self.read(local) + (scale * self.amplitude) * local.variance.sqrt()
         return self.base_values(prior_mean) + bounds.mT.to(prior_mean.dtype)
 
     def deviation(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:

@@ -69,12 +69,18 @@ class KernelNetwork(BasePolicy):
             return torch.zeros(len(first), self.head.memory.sets, device=first.device)
         return self.network_values(obs)
 
-    def optimistic(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        """Action values plus the exploration bonus, which is large for actions unlike all remembered ones, [B, A]."""
+    def exploring_values(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        """What exploring maximises, [B, A]: action values plus a bonus in standard deviations of the posterior.
+
+        These are large for actions unlike all remembered ones. Optimism adds as many as :attr:`bonus` says. Thompson
+        sampling (W. R. Thompson, 1933) multiplies them by normal draws, new for every state and action.
+        """
         features, q_values = self.feature_map(obs), self.prior_mean(obs)
+        sampled = self.kernel.exploration == "thompson"
+        bonus = self.bonus * torch.randn_like(q_values) if sampled else self.bonus
         if self.corrects:
-            return self.head.optimistic(features, q_values, self.bonus)
-        return q_values + (self.bonus * self.head.deviation(features)).to(q_values.dtype)
+            return self.head.optimistic(features, q_values, bonus)
+        return q_values + (bonus * self.head.deviation(features)).to(q_values.dtype)
 
     @torch.no_grad()
     def copy_kernel(self, other: Self) -> None:

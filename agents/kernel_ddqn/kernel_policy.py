@@ -57,10 +57,10 @@ class KernelPolicy(BasePolicy):
         """The network that evaluates next states in targets."""
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
-        """Greedy actions, [B]; by optimistic values when exploring."""
+        """Greedy actions, [B]; when exploring, by values that say what is not known."""
         if deterministic or self.online.bonus == 0.0:
             return super()._predict(obs, deterministic=deterministic)  # type: ignore[safe-super]  # of the policy
-        return self.online.optimistic(obs).argmax(dim=1)
+        return self.online.exploring_values(obs).argmax(dim=1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "kernel": asdict(self.kernel)}

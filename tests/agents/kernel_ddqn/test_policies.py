@@ -119,17 +119,36 @@ def test_the_head_is_off_in_training_mode_only() -> None:
 def test_exploration_is_drawn_to_the_action_that_memory_does_not_know() -> None:
     policy = KernelDDQN("MlpPolicy", "CartPole-v1", kernel={**KERNEL, "exploration_bonus": 3.0}, seed=0).policy
     observations = torch.randn(40, 4)
-    assert torch.equal(policy.q_net.optimistic(observations), policy.q_net.prior_mean(observations))
+    assert torch.equal(policy.q_net.exploring_values(observations), policy.q_net.prior_mean(observations))
     head = policy.q_net.head
     head.memory.write(torch.stack([torch.randn(50, 4)] * 2), torch.tensor([50, 0]))
     head.write_targets(torch.full((2, 50), 0.5))
     assert head.amplitude == 0.5
-    bonus = policy.q_net.optimistic(observations) - policy.q_net(observations)
+    bonus = policy.q_net.exploring_values(observations) - policy.q_net(observations)
     assert torch.allclose(bonus[:, 1], torch.tensor(1.5))
     assert (bonus[:, 0] < 1.5).all()
     assert (bonus[:, 0] > 0).all()
     actions = policy.predict(observations.numpy(), deterministic=False)[0]
-    assert np.array_equal(actions, policy.q_net.optimistic(observations).argmax(1).numpy())
+    assert np.array_equal(actions, policy.q_net.exploring_values(observations).argmax(1).numpy())
+
+
+@pytest.mark.parametrize("applies_to", ["both", "targets"])
+def test_thompson_sampling_draws_from_the_posterior(applies_to: str) -> None:
+    kernel = {**KERNEL, "exploration": "thompson", "exploration_bonus": 2.0, "applies_to": applies_to}
+    policy = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, seed=0).policy
+    network, head = policy.q_net, policy.q_net.head
+    head.memory.write(torch.stack([torch.randn(50, 4)] * 2), torch.tensor([50, 0]))
+    head.write_targets(torch.full((2, 50), 0.5))
+    observation = torch.randn(1, 4)
+    with torch.no_grad():
+        draws = network.exploring_values(observation.expand(20_000, 4))
+        deviation = 2.0 * head.deviation(network.feature_map(observation))[0]
+        torch.testing.assert_close(draws.mean(0), network(observation)[0], atol=0.03, rtol=0.0)
+        torch.testing.assert_close(draws.std(0), deviation, atol=0.03, rtol=0.0)
+    assert abs(torch.corrcoef(draws.T)[0, 1]) < 0.03
+    assert deviation[1] == 1.0
+    chosen = {int(policy.predict(observation.numpy(), deterministic=False)[0][0]) for _ in range(50)}
+    assert chosen == {0, 1}
 
 
 def test_policy_save_and_load_keep_settings_and_memory(tmp_path) -> None:
