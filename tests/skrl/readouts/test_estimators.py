@@ -30,6 +30,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from skrl import LinearClassifier, LinearRegressor, SparseKernelClassifier, SparseKernelRegressor
 from skrl.readouts.estimators import Readout
 
+# Readouts from end to end take twice as long with checks of shapes, which the tests of their parts make.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 ESTIMATORS = [
     # How ridge and penalty choose themselves is tested beside their sources; in every check it would cost a minute.
     SparseKernelClassifier(ridge=0.1),
@@ -54,7 +57,6 @@ def sklearn_checks() -> Iterator[Any]:
                 yield pytest.param(instance, check, id=f"{type(estimator).__name__}-{name}")
 
 
-@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize(("estimator", "check"), list(sklearn_checks()))
 def test_scikit_learn_accepts_it(estimator: Readout, check: Callable[[Readout], None]) -> None:
     check(estimator)
@@ -276,7 +278,6 @@ def test_a_head_that_is_never_reached_says_so() -> None:
 # Errors that teach
 
 
-@pytest.mark.usefixtures("without_shape_checks")
 def test_errors_name_value_and_remedy() -> None:
     X, y = IRIS
     with pytest.raises(

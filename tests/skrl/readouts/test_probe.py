@@ -17,6 +17,9 @@ from skrl import LayerScore, LinearClassifier, ProbeReport, SparseKernelClassifi
 from skrl.readouts.linear_readouts import LinearRegressor
 from skrl.readouts.probe import Scorer
 
+# Readouts from end to end take twice as long with checks of shapes, which the tests of their parts make.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 Split = tuple[Tensor, Tensor]
 
 QUICK: dict[str, Scorer] = {

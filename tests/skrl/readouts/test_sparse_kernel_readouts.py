@@ -20,6 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from skrl import LinearRegressor, SparseKernelClassifier, SparseKernelRegressor
 from skrl.readouts.sparse_kernel_readouts import SHARPNESSES, likeliest_sharpness
 
+# Readouts from end to end take twice as long with checks of shapes, which the tests of their parts make.
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 IRIS = load_iris(return_X_y=True)
 DIABETES = load_diabetes(return_X_y=True)
 
