@@ -14,7 +14,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional
 
 from agents.common.atomic_save import AtomicSave
-from agents.common.derived_settings import derived_settings
+from agents.common.derived_settings import DerivedSettings
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
 from agents.common.nonfinite import NonFiniteGuard, Observation
@@ -45,7 +45,7 @@ class TransitionBatch(NamedTuple):
     next_corrections: Tensor | None = None
 
 
-class DoubleDQN(AtomicSave, LastingExploration, NamedRuns, DQN):
+class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN):
     """Double DQN: the online network chooses the next action, the target network evaluates it.
 
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
@@ -164,10 +164,6 @@ class DoubleDQN(AtomicSave, LastingExploration, NamedRuns, DQN):
         """Threshold of the Huber loss: SB3's until the size of the errors is known."""
         scale = self.td_error_scale
         return 1.0 if self.huber_threshold == 0.0 or not scale else self.huber_threshold * scale
-
-    def _excluded_save_params(self) -> list[str]:
-        """What SB3 leaves out, and the buffer class that SB3 would warn about on load."""
-        return [*super()._excluded_save_params(), *derived_settings(self)]
 
     def _store_transition(
         self,

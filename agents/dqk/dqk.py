@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.replay_view import ReplayView
 from agents.double_dqn import DoubleDQN
@@ -65,31 +64,21 @@ class DQK(DoubleDQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps on the network and the kernels; arguments as in :class:`DoubleDQN`."""
-        if not self._placed:
+        # Asked once a round: acting has waited for the device just before.
+        if not self.q_net.is_placed:
             self._place_supports()
         super().train(gradient_steps, batch_size)
 
-    def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take over parameters as SB3 does, the supports among them."""
-        super().set_parameters(load_path_or_dict, exact_match, device)
-        self._placed = bool(self.q_net.is_placed)
-
     def dump_logs(self) -> None:
         """Write SB3's log and the ``kernel/`` scalars."""
-        if self._placed:
-            for name, value in self.q_net.scalars().items():
+        if self.q_net.is_placed:
+            for name, value in self.q_net.scalars.items():
                 self.logger.record(f"kernel/{name}", value)
         super().dump_logs()
 
     def _setup_model(self) -> None:
         super()._setup_model()
         ReplayView.of(self)  # refuses a buffer that cannot be read so
-        self._placed = False  # known here, so that no update has to ask a device
 
     def _place_supports(self) -> None:
         view, count = ReplayView.of(self), self.policy.kernel.capacity
@@ -99,4 +88,3 @@ class DQK(DoubleDQN):
         observations = view.observations(self.rng.choice(slots, count, replace=False))
         for network in (self.q_net, self.q_net_target):
             network.place_supports(observations)
-        self._placed = True

@@ -12,10 +12,8 @@ from torch import nn
 from agents.common.feature_map import FeatureMap
 from agents.common.features import ObservationFeatures
 from agents.dqk.perturbation_config import PerturbationConfig
-from skrl import SparseKernel
-from skrl.search.exact import ExactSearch
+from skrl import SparseKernel, neighbor_lengthscale
 from skrl.shapes import Float, Tensor
-from skrl.tuning import median_neighbor_distance
 
 
 class PerturbedQNetwork(QNetwork):
@@ -90,11 +88,11 @@ class PerturbedQNetwork(QNetwork):
         assert kernel.lengthscale is not None
         kernel.features.copy_(supports)
         kernel.targets.zero_()
-        # One more neighbour than k, since every support finds itself.
-        distance = median_neighbor_distance(ExactSearch()(supports, supports, min(self.kernel.k + 1, len(supports))))
-        kernel.lengthscale.copy_(self.kernel.lengthscale_factor * distance)
+        k = min(self.kernel.k, len(supports) - 1)
+        kernel.lengthscale.copy_(neighbor_lengthscale(supports, k, self.kernel.lengthscale_factor))
         self.is_placed.fill_(True)
 
+    @property
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
         """Figures of the kernel, to be written as ``kernel/NAME``; reading them waits for an accelerator."""

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from agents.common.derived_settings import derived_settings
+from agents.common.derived_settings import DerivedSettings
 from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import ReplayView
 from agents.kernel_actor_critic.action_kernel import ActionKernel
@@ -22,7 +22,7 @@ from agents.kernel_actor_critic.critic_config import ActionKernelConfig
 from skrl.shapes import Float, Tensor
 
 
-class KernelOffPolicy(NamedRuns, OffPolicyAlgorithm, ABC):
+class KernelOffPolicy(DerivedSettings, NamedRuns, OffPolicyAlgorithm, ABC):
     """Mixed in before SB3's SAC or TD3, whose updates stay as they are.
 
     Args:
@@ -82,5 +82,5 @@ class KernelOffPolicy(NamedRuns, OffPolicyAlgorithm, ABC):
         self.critic_target = CorrectedCritic(network, self.action_kernel)
 
     def _excluded_save_params(self) -> list[str]:
-        """What SB3 leaves out, the kernel, and the buffer class that SB3 would warn about on load."""
-        return [*super()._excluded_save_params(), "action_kernel", *derived_settings(self)]
+        """What SB3 leaves out, and the kernel."""
+        return [*super()._excluded_save_params(), "action_kernel"]

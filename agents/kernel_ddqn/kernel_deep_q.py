@@ -83,11 +83,12 @@ class KernelDeepQ(OffPolicyAlgorithm):
 
     def dump_logs(self) -> None:
         """Write SB3's log and the ``kernel/`` scalars."""
-        scalars = {} if self.replay_kernel is None else self.replay_kernel.scalars
-        if scalars:
-            scalars["query_ms"] = self._query_ms()
-        for name, value in scalars.items():
-            self.logger.record(f"kernel/{name}", value)
+        kernel = self.replay_kernel
+        if kernel is not None and kernel.supports is not None:
+            for name, value in {**kernel.scalars, "query_ms": self._query_ms()}.items():
+                self.logger.record(f"kernel/{name}", value)
+            # The next log tells of the refreshes that come after this one.
+            kernel.diagnostics.refresh_seconds.clear()
         super().dump_logs()
 
     def _default_net_arch(self, policy: str | type[KernelPolicy]) -> list[int] | None:

@@ -111,14 +111,11 @@ class ReplayKernel:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """Figures to be written as ``kernel/NAME``, none before there are supports; reading waits for an accelerator.
-
-        The seconds of refreshes are those since the last reading.
-        """
+        """Figures to be written as ``kernel/NAME``, none before there are supports; reading them waits for a device."""
         if self.supports is None:
             return {}
         diagnostics = self.diagnostics
-        seconds, diagnostics.refresh_seconds = diagnostics.refresh_seconds, []
+        seconds = diagnostics.refresh_seconds
         scalars = {
             **head_scalars(self.head),
             "supports_smallest_action": float(self.head.memory.sizes.min()),

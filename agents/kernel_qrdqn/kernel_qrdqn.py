@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.atomic_save import AtomicSave
-from agents.common.derived_settings import derived_settings
+from agents.common.derived_settings import DerivedSettings
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
 from agents.kernel_ddqn.kernel_ddqn import DEFAULTS as KERNEL_DDQN
@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
 """Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; those of KernelDDQN."""
 
 
-class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN):
+class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, NamedRuns, QRDQN):
     """Quantile regression DQN with a residual head on the mean of its quantiles.
 
     W. Dabney, M. Rowland, M. G. Bellemare and R. Munos, *Distributional Reinforcement Learning with Quantile
@@ -72,7 +72,3 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, LastingExploration, NamedRuns, QRDQN)
 
     def _make_kernel(self) -> LiveKernel:
         return LiveKernel(self, self.rng)
-
-    def _excluded_save_params(self) -> list[str]:
-        """What is left out anyway, and the buffer class that SB3 would warn about on load."""
-        return [*super()._excluded_save_params(), *derived_settings(self)]

@@ -170,6 +170,14 @@ class QuantileConfig(DeepQConfig):
 
 
 @dataclass(frozen=True)
+class LastingActionsConfig(RunConfig):
+    """Settings of random actions that last, as kernel agents explore."""
+
+    exploration_zeta: ZetaExponent | None = 2.0
+    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
+
+
+@dataclass(frozen=True)
 class DQKConfig(DoubleDQNConfig):
     """Settings of Double DQN with learned kernels inside the network."""
 
@@ -178,11 +186,8 @@ class DQKConfig(DoubleDQNConfig):
 
 
 @dataclass(frozen=True)
-class KernelQuantileConfig(QuantileConfig):
+class KernelQuantileConfig(LastingActionsConfig, QuantileConfig):
     """Settings of quantile regression DQN with a kernel beside the mean of its quantiles."""
-
-    exploration_zeta: ZetaExponent | None = 2.0
-    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
 
     kernel: KernelConfig = field(default_factory=KernelConfig)
     """What the value head remembers, how it predicts, and how often it is refreshed."""
@@ -308,25 +313,19 @@ class KernelPPOConfig(PPOConfig):
 
 
 @dataclass(frozen=True)
-class KernelTrainConfig(DoubleDQNConfig):
+class KernelTrainConfig(LastingActionsConfig, DoubleDQNConfig):
     """Settings of a deep Q-network with a kernel beside it."""
 
     huber_threshold: NonNegativeReal = 4.0
     """Where the loss turns from quadratic to linear, in running means of the absolute TD error; 0 for SB3's fixed 1."""
-
-    exploration_zeta: ZetaExponent | None = 2.0
-    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
 
     kernel: KernelConfig = field(default_factory=KernelConfig)
     """What the value head remembers, how it predicts, and how often it is refreshed."""
 
 
 @dataclass(frozen=True)
-class KernelQConfig(QLearningConfig):
+class KernelQConfig(LastingActionsConfig, QLearningConfig):
     """Settings of the kernel alone, without a network and without gradients."""
-
-    exploration_zeta: ZetaExponent | None = 2.0
-    """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
 
     kernel: KernelConfig = field(default_factory=lambda: KernelConfig(head="network_free"))
     """What the value head remembers, how it predicts, and how often it is refreshed."""

@@ -21,7 +21,7 @@ from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
 from agents.dqk import DQK
 from agents.kernel_actor_critic import KernelSAC, KernelTD3
-from agents.kernel_ddqn import KernelDDQN, KernelQ
+from agents.kernel_ddqn import KernelConfig, KernelDDQN, KernelQ
 from agents.kernel_ppo import KernelPPO
 from agents.normalized_ppo import NormalizedPPO, can_normalize
 from agents.training.config import (
@@ -238,10 +238,11 @@ def check_config(spec: AgentSpec, config: RunConfig) -> None:
     """
     if type(config) is not spec.config:
         raise ConfigError(f"agent '{spec.name}' takes a {spec.config.__name__}, not a {type(config).__name__}")
-    if isinstance(config, KernelTrainConfig | KernelQConfig | KernelQuantileConfig) and config.kernel.head != spec.head:
-        owners = [other.name for other in AGENTS.values() if other.head == config.kernel.head]
+    kernel = getattr(config, "kernel", None)
+    if isinstance(kernel, KernelConfig) and kernel.head != spec.head:
+        owners = [other.name for other in AGENTS.values() if other.head == kernel.head]
         raise ConfigError(
-            f"agent '{spec.name}' has kernel.head '{spec.head}'; for '{config.kernel.head}' use --agent {owners[0]}"
+            f"agent '{spec.name}' has kernel.head '{spec.head}'; for '{kernel.head}' use --agent {owners[0]}"
         )
 
 

@@ -131,10 +131,10 @@ def test_scalars_reach_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.logger, "record", lambda name, value, **_: logged.update({name: value}))
     model.dump_logs()
     names = ["supports", "lengthscale", "hidden_targets_abs_mean", "output_targets_abs_mean"]
-    assert [logged[f"kernel/{name}"] for name in names] == [model.q_net.scalars()[name] for name in names]
+    assert [logged[f"kernel/{name}"] for name in names] == [model.q_net.scalars[name] for name in names]
     assert logged["kernel/supports"] == 40
     assert all(logged[f"kernel/{name}"] > 0 for name in names)
-    assert _model(net_arch=()).learn(60).q_net.scalars()["hidden_targets_abs_mean"] == 0.0
+    assert _model(net_arch=()).learn(60).q_net.scalars["hidden_targets_abs_mean"] == 0.0
 
 
 def test_normalised_observations_place_normalised_supports() -> None:
