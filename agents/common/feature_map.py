@@ -8,9 +8,25 @@ from torch import nn
 
 from agents.common.features import ObservationFeatures
 from agents.common.penultimate_features import PenultimateFeatures
-from skrl.shapes import Float, Tensor
+from skrl.shapes import Bool, Float, Tensor
 
 MIN_SCALE = 1e-6
+
+
+def standardisation(
+    raw: Float[Tensor, "batch dim"],
+) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"], Bool[Tensor, " dim"]]:
+    """What to subtract from features and what to divide them by, so that each has mean 0 and deviation 1.
+
+    Args:
+        raw: features, [B, d].
+
+    Returns:
+        Means, standard deviations with 1 for an entry that never varies, and which entries vary, [d] each.
+    """
+    deviation = raw.std(0, correction=0)
+    varies = deviation > MIN_SCALE
+    return raw.mean(0), torch.where(varies, deviation, 1.0), varies
 
 
 class FeatureMap(nn.Module):
@@ -62,10 +78,9 @@ class FeatureMap(nn.Module):
 
         Two groups beside each other are besides divided by the root of how many entries vary in them.
         """
-        deviation = raw.std(0, correction=0)
-        varies = deviation > MIN_SCALE
-        self.mean.copy_(raw.mean(0))
-        self.scale.copy_(torch.where(varies, deviation, 1.0))
+        mean, scale, varies = standardisation(raw)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
         if len(self.dims) > 1:
             groups = zip(torch.split(self.scale, self.dims), torch.split(varies, self.dims), strict=True)
             for scale, moving in groups:

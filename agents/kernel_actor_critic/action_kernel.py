@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from agents.common.feature_map import MIN_SCALE
+from agents.common.feature_map import standardisation
 from agents.common.features import ObservationFeatures
 from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
@@ -155,8 +155,7 @@ class ActionKernel:
         raw = self._raw(observations, actions)
         rewards = torch.from_numpy(steps.rewards).to(raw.device)
         finite = raw.isfinite().all(1) & rewards.isfinite()
-        deviation = raw[finite].std(0, correction=0)
-        self.mean, self.scale = raw[finite].mean(0), torch.where(deviation > MIN_SCALE, deviation, 1.0)
+        self.mean, self.scale, _ = standardisation(raw[finite])
         points = raw.new_zeros(1, self.head.memory.capacity, raw.shape[1])
         points[0, : len(raw)] = (raw - self.mean) / self.scale
         self.head.memory.write(points, torch.tensor([len(raw)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv
@@ -46,8 +47,8 @@ class KernelQ(KernelDDQN):
                     f"KernelQ takes no gradient steps, so {name}={kwargs[name]!r} has no meaning; leave it out"
                 )
         self._bad_transitions = 0
-        if not isinstance(kernel, KernelConfig):
-            kernel = KernelConfig.read({"head": "network_free", **(kernel or {})})
+        if kernel is None or isinstance(kernel, Mapping):
+            kernel = {"head": "network_free", **(kernel or {})}
         super().__init__(policy, env, kernel=kernel, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:

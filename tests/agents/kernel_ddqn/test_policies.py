@@ -12,6 +12,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
 from agents.common.features import ObservationFeatures
+from agents.common.schema import ConfigError
 from skrl.kernels import KERNELS
 from skrl.value_heads import HEADS
 
@@ -65,6 +66,8 @@ def test_heads_belong_to_their_algorithms() -> None:
         KernelDDQN("MlpPolicy", "CartPole-v1", kernel={"head": "network_free"})
     with pytest.raises(ValueError, match=r"kernel.head is 'averaging', but KernelQ takes network_free"):
         KernelQ("MlpPolicy", "CartPole-v1", kernel={"head": "averaging"})
+    with pytest.raises(ConfigError, match="kernel is a str"):
+        KernelQ("MlpPolicy", "CartPole-v1", kernel="network_free")
     with pytest.raises(ValueError, match="refreshes its own kernel"):
         KernelDDQN("MlpPolicy", "CartPole-v1").learn(10, callback=KernelRefreshCallback())
     with pytest.raises(ValueError, match="needs a KernelDQNPolicy, but got DQNPolicy"):
