@@ -23,6 +23,15 @@ from skrl.shapes import Float, Tensor
 from skrl.solve.local_solve import averaging_weights
 from skrl.solve.local_weights import LocalWeights, bounded_correction, ridge_weights
 
+MIN_TOTAL = 1e-6
+"""Sum of weights below which a query is too far from every support to be told their mean."""
+
+MIN_DEVIATION = 1e-3
+"""Of the root mean square of all values, and of itself where they are less: a network-free head's least amplitude."""
+
+PROBES = 256
+"""Supports per action at which a network-free head looks how much values differ inside neighbourhoods, at most."""
+
 
 class ValueHead(nn.Module, ABC):
     """A kernel correction per action over a support memory; subclasses say how neighbours are weighted.
@@ -105,6 +114,10 @@ class ValueHead(nn.Module, ABC):
         """Corrections by the present targets through known weights, [A, B]."""
         return bounded_correction(local.indices, local.weights, self.memory.targets.squeeze(-1))
 
+    def read_optimistic(self, local: LocalWeights) -> Float[Tensor, "actions queries"]:
+        """What :meth:`optimistic` adds its bonus to, [A, B]: the same."""
+        return self.read(local)
+
     @torch.no_grad()
     def write_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
         """Renew the residuals of all supports, [A, C], and the amplitude, their root mean square.
@@ -137,7 +150,7 @@ class ValueHead(nn.Module, ABC):
         """
         local = self.localise(queries)
         scale = bonus.mT if isinstance(bonus, Tensor) else bonus
-        bounds = self.read(local) + (scale * self.amplitude) * local.variance.sqrt()
+        bounds = self.read_optimistic(local) + (scale * self.amplitude) * local.variance.sqrt()
         return self.base_values(prior_mean) + bounds.mT.to(prior_mean.dtype)
 
     def deviation(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:
@@ -200,11 +213,77 @@ class AveragingHead(ValueHead):
 
 
 class NetworkFreeHead(ResidualHead):
-    """The same regression around a constant: the memory alone carries the values, the given prior mean is ignored."""
+    """The same regression without a network: the memory alone carries the values, the given prior mean is ignored.
+
+    A ridge draws every value towards the mean function, and the more so the fewer neighbours agree. With zero as the
+    only one left, differences of density would outweigh those between actions. So the mean of the neighbours is the
+    mean function: what the weights lack of one is added to them.
+    """
+
+    optimistic_targets: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("optimistic_targets", torch.zeros(self.memory.sets, self.memory.capacity))
+
+    def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
+        """Ridge weights that sum to one; where they are nothing, as far from every support, they stay so.
+
+        All neighbours get the same share of what lacks. With continuous localisation the share is in proportion to the
+        weight, which fades before a neighbour leaves.
+        """
+        local = super().weigh(queries)
+        total = local.weights.sum(-1, keepdim=True)
+        near = total > MIN_TOTAL
+        if self.localisation == "continuous":
+            return local._replace(weights=local.weights / torch.where(near, total, 1.0))
+        present = torch.arange(local.weights.shape[-1], device=total.device) < self.memory.sizes.unsqueeze(1)
+        share = torch.where(near, 1.0 - total, 0.0) / present.sum(-1).clamp(min=1)[:, None, None]
+        return local._replace(weights=local.weights + share * present.unsqueeze(1))
+
+    @torch.no_grad()
+    def write_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
+        """Renew the values of all supports, [A, C]; the amplitude is their deviation inside neighbourhoods.
+
+        Optimistic values are the same from now on, until :meth:`write_optimistic_targets` says otherwise.
+
+        Raises:
+            ValueError: the value of a filled slot is not finite; on an accelerator nobody looks.
+        """
+        super().write_targets(residuals)
+        targets = self.memory.targets.squeeze(-1)
+        self.optimistic_targets.copy_(targets)
+        least = MIN_DEVIATION * self.amplitude.clamp(min=MIN_DEVIATION) * (self.memory.sizes.sum() > 0)
+        self.amplitude.copy_(torch.maximum(self._local_deviation(targets), least))
+
+    @torch.no_grad()
+    def write_optimistic_targets(self, values: Float[Tensor, "actions points"]) -> None:
+        """Values of all supports that :meth:`optimistic` reads, [A, C].
+
+        Raises:
+            ValueError: the value of a filled slot is not finite; on an accelerator nobody looks.
+        """
+        filled = torch.where(self.memory.mask, values, 0.0)
+        check_rows("values", filled, "rows are actions")
+        self.optimistic_targets.copy_(filled)
+
+    def read_optimistic(self, local: LocalWeights) -> Float[Tensor, "actions queries"]:
+        """Values by the optimistic targets through known weights, [A, B]."""
+        return bounded_correction(local.indices, local.weights, self.optimistic_targets)
 
     def base_values(self, prior_mean: Float[Tensor, "queries actions"]) -> Float[Tensor, "queries actions"]:
         """Zero, [B, A]; ``prior_mean`` gives shape and dtype only."""
         return torch.zeros_like(prior_mean)
+
+    def _local_deviation(self, targets: Float[Tensor, "actions points"]) -> Float[Tensor, ""]:
+        """Root mean square of what targets differ from the mean of their neighbours', at some of the supports."""
+        memory = self.memory
+        step = -(-memory.capacity // PROBES)
+        near = self.search(memory.features[:, ::step], memory.features, self.k, memory.half_norms)
+        values = targets.gather(1, near.indices.flatten(1).long()).view(near.indices.shape)
+        counts = near.mask & memory.mask[:, ::step].unsqueeze(-1)
+        mean = (values * counts).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
+        return (((values - mean).square() * counts).sum() / counts.sum().clamp(min=1)).sqrt()
 
 
 def _add_count(counter: Tensor, flags: Tensor) -> None:

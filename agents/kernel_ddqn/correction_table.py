@@ -37,6 +37,7 @@ class CorrectionTable:
         self.raw_next = torch.zeros(0, dim, device=device)
         self.indices = torch.zeros(sets, 0, k, dtype=torch.int32, device=device)
         self.weights = torch.zeros(sets, 0, k, device=device)
+        self.variance = torch.zeros(sets, 0, device=device)
         # No row is known yet, whatever the buffer already holds.
         self._next_row: int | None = None
 
@@ -68,6 +69,7 @@ class CorrectionTable:
             local = self.head.localise(self.feature_map.standardise(self.raw_next[rows]))
             self.indices[:, rows] = local.indices.int()
             self.weights[:, rows] = local.weights
+            self.variance[:, rows] = local.variance
             total += local.variance.sum()
         return total / max(1, len(slots) * self.head.memory.sets)
 
@@ -115,7 +117,7 @@ class CorrectionTable:
         rows = min(self.view.capacity, max(rows, 2 * len(self.raw), INITIAL_ROWS))
         for name in ("raw", "raw_next"):
             setattr(self, name, _pad(getattr(self, name), rows, 0))
-        for name in ("indices", "weights"):
+        for name in ("indices", "weights", "variance"):
             setattr(self, name, _pad(getattr(self, name), rows, 1))
 
 

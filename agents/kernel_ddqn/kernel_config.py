@@ -9,8 +9,9 @@ from agents.common.regression_config import RegressionConfig
 from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal
 
 WITHOUT_MEANING = {
-    "averaging": ("the averaging head solves nothing", ("ridge", "localisation", "lengthscale_rule")),
-    "network_free": ("the network-free head has no network beside it", ("applies_to", "features")),
+    ("averaging", "the averaging head solves nothing"): ("ridge", "localisation", "lengthscale_rule"),
+    ("network_free", "the network-free head has no network beside it"): ("applies_to", "features"),
+    ("network_free", "the network-free head backs up values of supports, not of trajectories"): ("backup",),
 }
 """What a head lacks, and the settings that it therefore cannot honour."""
 
@@ -53,10 +54,10 @@ class KernelConfig(RegressionConfig):
     def __post_init__(self) -> None:
         """Coerce every field to its type and reject what is out of range."""
         super().__post_init__()
-        reason, names = WITHOUT_MEANING.get(self.head, ("", ()))
-        for name in names:
-            if getattr(self, name) != getattr(type(self), name):
-                raise ConfigError(f"kernel.{name} is {getattr(self, name)}, but {reason}; leave {name} out")
+        for (head, reason), names in WITHOUT_MEANING.items():
+            for name in names:
+                if self.head == head and getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(f"kernel.{name} is {getattr(self, name)}, but {reason}; leave {name} out")
         if self.backup == "n_step" and self.trace_decay != type(self).trace_decay:
             raise ConfigError(
                 f"kernel.trace_decay is {self.trace_decay}, but n_step backups follow no trace; leave it out"

@@ -7,24 +7,30 @@ from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
+from agents.kernel_ddqn.value_iteration import ValueIteration
 
 GRADIENT_SETTINGS = ("learning_rate", "batch_size", "gradient_steps", "tau", "max_grad_norm", "huber_threshold")
+
+KERNEL: dict[str, Any] = {"head": "network_free", "k": 32, "ridge": 0.1, "sweeps": 20}
+"""Settings in place of those of KernelConfig: no network carries values on, so the memory has to fit them itself."""
 
 
 class KernelQ(KernelDDQN):
     """Network-free agent: the replay memory alone carries the action values.
 
-    D. Ormoneit and Ś. Sen, *Kernel-Based Reinforcement Learning*, 2002, with local ridge weights in place of averages.
-    Every ``target_update_interval`` environment steps the values of the supports are backed up ``kernel.sweeps`` times,
-    starting from where the last backup ended.
+    Every ``target_update_interval`` environment steps :class:`~agents.kernel_ddqn.value_iteration.ValueIteration` backs
+    up the values of the supports ``kernel.sweeps`` times, and optimistic ones that exploring follows. For observations
+    of a few dimensions; in more, neighbours are too far away to say much.
 
     Args:
         policy: as in :class:`KernelDDQN`.
         env: as in :class:`KernelDDQN`.
-        kernel: settings of the kernel, whose head must be the network-free one (as it is when left out).
+        kernel: settings of the kernel that differ from the defaults, :data:`KERNEL` among them; a
+            :class:`KernelConfig` is taken whole, and its head must be the network-free one.
         **kwargs: as in :class:`KernelDDQN`, without those in :data:`GRADIENT_SETTINGS`.
 
     Raises:
@@ -48,8 +54,11 @@ class KernelQ(KernelDDQN):
                 )
         self._bad_transitions = 0
         if kernel is None or isinstance(kernel, Mapping):
-            kernel = {"head": "network_free", **(kernel or {})}
+            kernel = {**KERNEL, **(kernel or {})}
         super().__init__(policy, env, kernel=kernel, **kwargs)
+
+    def _make_kernel(self) -> ValueIteration:
+        return ValueIteration(self.q_net, self.q_net_target, ReplayView.of(self), self.rng)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log.

@@ -21,7 +21,7 @@ from agents.kernel_ddqn.trajectories import Trajectories
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Bool, Float, Tensor
 from skrl.solve.local_weights import bounded_correction
-from skrl.value_heads import NetworkFreeHead, ResidualHead
+from skrl.value_heads import ResidualHead
 
 CHUNK = 1024
 """Observations that one forward pass of a refresh holds at once."""
@@ -43,7 +43,7 @@ class Supports(NamedTuple):
         next_observations: where they lead, [m, ...].
         indices: neighbours of the next observations, as positions in their action's set, [A, m, k].
         weights: their weights, [A, m, k].
-        next_corrections: R(s', ·) that a network-free backup starts from, [A, m].
+        next_variance: posterior variance there, [A, m].
     """
 
     filled: Tensor
@@ -55,7 +55,7 @@ class Supports(NamedTuple):
     next_observations: PyTorchObs
     indices: Tensor
     weights: Tensor
-    next_corrections: Tensor
+    next_variance: Tensor
 
 
 @dataclass
@@ -96,7 +96,6 @@ class ReplayKernel:
         self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
-        self.warm_start = isinstance(self.head, NetworkFreeHead)
         self.corrects_targets = self.config.applies_to != "acting"
         self.reads_every_state = self.corrects_targets or self.config.backup == "trajectory"
         self.trajectories: Trajectories | None = None
@@ -159,15 +158,13 @@ class ReplayKernel:
         chosen, sizes = self._choose(slots[usable])
         features = self.feature_map.standardise(self.table.raw[torch.from_numpy(chosen)])
         steps = self.view.n_step(chosen.reshape(-1))
-        # A backup of values that no network carries on starts from those that the supports of until now give.
-        before = self.table.lookup(steps.last_slots).mT
-        self.head.memory.write(features, sizes)
+        self._place_supports(features, sizes, steps)
         self.lengthscale.apply()
         # Backups over n steps need those next states alone to which supports lead.
         self.diagnostics.variance_mean = self.table.localise(
             slots if self.reads_every_state else np.unique(steps.last_slots)
         )
-        self.supports = self._describe(chosen.reshape(-1), steps, before)
+        self.supports = self._describe(chosen.reshape(-1), steps)
         self.rows_since_rebuild = 0
         self.rebase()
         if isinstance(self.head, ResidualHead):
@@ -192,9 +189,6 @@ class ReplayKernel:
             present = self._present_values(supports)
             overwritten = torch.from_numpy(np.isin(supports.slots, self.view.newest(self.rows_since_rebuild)))
             kept = supports.filled & ~overwritten.to(supports.filled.device)
-            if self.warm_start:
-                before = self._residuals(trajectories.lookup(supports.slots) - present, kept)
-                corrections = self.table.read(stretch.last_slots, before)
             for _ in range(self.config.sweeps):
                 trajectories.write(stretch, trajectories.solve(stretch, next_q + corrections))
                 residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
@@ -208,7 +202,7 @@ class ReplayKernel:
         present = self._present_values(supports)
         evaluating = self._prior_means(self.q_net_target, supports.next_observations)
         choosing = evaluating if self.hard_updates else self._prior_means(self.q_net, supports.next_observations)
-        corrections = supports.next_corrections if self.warm_start else torch.zeros_like(supports.next_corrections)
+        corrections = torch.zeros_like(supports.next_variance)
         residuals = torch.zeros_like(supports.rewards)
         for _ in range(self.config.sweeps):
             improved = double_q_target(
@@ -216,7 +210,6 @@ class ReplayKernel:
             )
             residuals = self._residuals(improved - present, supports.filled)
             corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
-        self.supports = supports._replace(next_corrections=corrections)
         changed = _choices_changed(evaluating, corrections.mT) & supports.filled
         self._finish(supports, residuals, changed.sum() / supports.filled.sum())
 
@@ -271,7 +264,11 @@ class ReplayKernel:
             sizes[action] = len(picked)
         return chosen, sizes
 
-    def _describe(self, chosen: Slots, steps: NStep, before: Tensor) -> Supports:
+    def _place_supports(self, features: Float[Tensor, "actions points dim"], sizes: Tensor, steps: NStep) -> None:
+        """Write chosen supports to the memory; ``steps`` are the returns that begin there."""
+        self.head.memory.write(features, sizes)
+
+    def _describe(self, chosen: Slots, steps: NStep) -> Supports:
         """Read everything that later backups need, since the buffer may overwrite these slots meanwhile."""
         device = self.head.lengthscale.device
         last = torch.from_numpy(steps.last_slots).to(device)
@@ -285,7 +282,7 @@ class ReplayKernel:
             next_observations=self.view.next_observations(steps.last_slots),
             indices=self.table.indices[:, last],
             weights=self.table.weights[:, last],
-            next_corrections=before,
+            next_variance=self.table.variance[:, last],
         )
 
     def _prior_means(self, network: KernelNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:

@@ -98,7 +98,6 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "kernel_qrdqn_ablated": (KernelQRDQN, _kernel(KernelQRDQN, "residual", backup="trajectory", **ABLATED)),
     "dqk": (DQK, _off_policy(DQK, kernel={"capacity": 40, "k": 4, "projection_dim": 16})),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
-    "kernel_q_trajectory": (KernelQ, _kernel(KernelQ, "network_free", backup="trajectory")),
 }
 KERNEL_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, KernelDeepQ)]
 OUR_AGENTS = [name for name, (cls, _) in AGENTS.items() if issubclass(cls, LastingExploration)]

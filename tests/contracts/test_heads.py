@@ -181,6 +181,8 @@ def test_head_writes_residuals_and_their_amplitude(head: ValueHead) -> None:
     head.write_targets(torch.full((ACTIONS, CAPACITY), -3.0))
     assert (head.memory.targets[head.memory.mask] == -3.0).all()
     assert (head.memory.targets[~head.memory.mask] == 0.0).all()
+    if isinstance(head, NetworkFreeHead):
+        return  # whose amplitude is another; tests/skrl/test_value_heads.py has it
     assert head.amplitude.item() == 3.0
     fill(head, [0, 0, 2, 0])
     head.write_targets(torch.tensor([[1.0, 7.0] + [100.0] * (CAPACITY - 2)]).expand(ACTIONS, CAPACITY))
@@ -291,7 +293,8 @@ def test_state_round_trip_to_the_last_bit(kind: Kind, head: ValueHead, before: l
 
 
 def test_state_holds_everything_and_no_counter(head: ValueHead) -> None:
-    assert set(head.state_dict()) == {
+    own = {"optimistic_targets"} if isinstance(head, NetworkFreeHead) else set()
+    assert set(head.state_dict()) == own | {
         "lengthscale",
         "amplitude",
         "memory.features",

@@ -122,9 +122,51 @@ def test_averaging_head_ignores_how_many_neighbours_agree() -> None:
 
 def test_network_free_head_ignores_the_network() -> None:
     head = line_head(NetworkFreeHead, [0.0], [6.0], ridge=1.0)
-    twin = line_head(ResidualHead, [0.0], [6.0], ridge=1.0)
     prior = torch.tensor([[1e6], [float("nan")]], dtype=torch.float64)
-    torch.testing.assert_close(head(at(0.0, 1.0), prior), twin.correction(at(0.0, 1.0)))
+    assert head(at(0.0, 1.0), prior).flatten().tolist() == [6.0, 6.0]
+
+
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_network_free_head_draws_values_towards_each_other(localisation: str) -> None:
+    """And not towards zero, however large the ridge."""
+    settings = {"localisation": localisation, "ridge": 3.0, "k": 2}
+    head = line_head(NetworkFreeHead, [0.0, 1.0, 3.0, 7.0], [7.0] * 4, **settings)
+    torch.testing.assert_close(head.correction(at(-2.0, 0.4, 4.0)).flatten(), torch.full((3,), 7.0).double())
+    assert head.correction(at(1e6)).item() == 0.0
+
+
+def test_mean_function_of_a_network_free_head_is_the_mean_of_the_neighbours() -> None:
+    places, values = [0.0, 1.0, 3.0], torch.tensor([6.0, -2.0, 4.0]).double()
+    head = line_head(NetworkFreeHead, places, values.tolist(), ridge=0.5)
+    twin = line_head(ResidualHead, places, (values - values.mean()).tolist(), ridge=0.5)
+    queries = at(0.4, 2.0, 3.0)
+    torch.testing.assert_close(head.correction(queries), values.mean() + twin.correction(queries))
+
+
+def test_amplitude_of_a_network_free_head_is_the_deviation_inside_neighbourhoods() -> None:
+    """Values of two groups differ a lot, those inside a group little: what an action changes is of that size."""
+    places, values = [0.0, 1.0, 50.0, 51.0], [9.0, 11.0, -19.0, -21.0]
+    head = line_head(NetworkFreeHead, places, values, k=2)
+    head.write_targets(torch.tensor([values]).double())
+    assert head.amplitude.item() == pytest.approx(1.0)
+    head.write_targets(torch.tensor([[10.0, 10.0, -20.0, -20.0]]).double())
+    assert head.amplitude.item() == pytest.approx(1e-3 * 250.0**0.5)
+    head.write_targets(torch.zeros(1, 4).double())
+    assert head.amplitude.item() == pytest.approx(1e-6)
+
+
+def test_optimistic_targets_are_read_by_bounds_alone() -> None:
+    head = line_head(NetworkFreeHead, [0.0, 3.0], [1.0, 1.0])
+    nothing, queries = torch.zeros(1, 1).double(), at(0.0)
+    head.write_targets(torch.tensor([[1.0, 1.0]]).double())
+    assert head.optimistic(queries, nothing, 0.0).item() == pytest.approx(1.0)
+    head.write_optimistic_targets(torch.tensor([[5.0, 5.0]]).double())
+    assert head.optimistic(queries, nothing, 0.0).item() == pytest.approx(5.0)
+    assert head(queries, nothing).item() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="values row 0 is not finite"):
+        head.write_optimistic_targets(torch.tensor([[float("inf"), 0.0]]).double())
+    head.write_targets(torch.tensor([[2.0, 2.0]]).double())
+    assert head.optimistic(queries, nothing, 0.0).item() == pytest.approx(2.0)
 
 
 def test_jitters_are_counted() -> None:

@@ -21,6 +21,7 @@ from skrl.search.neighbors import LOCALISATIONS
         ({"head": "network_free", "applies_to": "acting"}, "has no network beside it; leave applies_to out"),
         ({"head": "network_free", "features": "penultimate"}, "kernel.features is penultimate, but the network-free"),
         ({"head": "network_free", "features": "both"}, "has no network beside it; leave features out"),
+        ({"head": "network_free", "backup": "trajectory"}, "backs up values of supports, not of trajectories; leave"),
         ({"features": "penultimat"}, "did you mean 'penultimate'"),
         ({"applies_to": "target"}, "did you mean 'targets'"),
     ],
