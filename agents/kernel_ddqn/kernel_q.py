@@ -54,7 +54,9 @@ class KernelQ(KernelDDQN):
                 )
         self._bad_transitions = 0
         if kernel is None or isinstance(kernel, Mapping):
-            kernel = {**KERNEL, **(kernel or {})}
+            given = kernel or {}
+            # Another head is refused below, for what it is and not for settings that it did not ask for.
+            kernel = {**(KERNEL if given.get("head", KERNEL["head"]) == KERNEL["head"] else {}), **given}
         super().__init__(policy, env, kernel=kernel, **kwargs)
 
     def _make_kernel(self) -> ValueIteration:
