@@ -99,9 +99,15 @@ class NormalizedPPO(PPO):
         Returns:
             Actions, a scalar array or [B], and the unchanged state.
         """
+        return super().predict(self.policy_observation(observation), state, episode_start, deterministic)
+
+    def policy_observation(
+        self, observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+    ) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+        """What the policy sees of an observation as the environment gives it, or of a batch of them."""
         if self.normalize and not isinstance(observation, dict):
-            observation = self.observation_statistics.normalize(observation)
-        return super().predict(observation, state, episode_start, deterministic)
+            return self.observation_statistics.normalize(observation)
+        return observation
 
     def _setup_model(self) -> None:
         if self.normalize:

@@ -14,9 +14,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
+from agents.normalized_ppo import NormalizedPPO
 from skrl import ProbeReport, probe_layers
 from skrl.readouts.probe import Scorer
 from skrl.shapes import Tensor
@@ -81,7 +83,7 @@ class AgentProbe:
 
 def probe_agent(
     model: BaseAlgorithm,
-    env: VecEnv | str,
+    env: GymEnv | str,
     variables: Variables | None = None,
     *,
     steps: int = 3000,
@@ -98,7 +100,7 @@ def probe_agent(
 
     Args:
         model: a trained SB3 model.
-        env: one copy of an environment, or its id.
+        env: an environment, a vectorised one with one copy, or an id.
         variables: what is to be read out; the entries of the observation when left out, for vectors, and for Atari see
             :func:`ram_variables`. Those that never change are left out.
         steps: environment steps to play; two thirds are fitted to, the later third scores.
@@ -120,8 +122,7 @@ def probe_agent(
     if not 0.0 <= exploration_rate <= 1.0:
         raise ValueError(f"exploration_rate is {exploration_rate}, but must be a probability between 0 and 1")
     own = make_vec_env(env, n_envs=1, seed=seed) if isinstance(env, str) else None
-    played = own if own is not None else env
-    assert isinstance(played, VecEnv)
+    played = own or _vectorised(env)
     try:
         if played.num_envs != 1:
             raise ValueError(f"env has {played.num_envs} copies, but a probe plays one")
@@ -186,6 +187,11 @@ def _entries(env: gym.Env[Any, Any], observation: npt.NDArray[Any]) -> Mapping[s
     return {f"x{index}": float(value) for index, value in enumerate(observation)}
 
 
+def _vectorised(env: GymEnv | str) -> VecEnv:
+    assert not isinstance(env, str)
+    return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+
+
 def _network(model: BaseAlgorithm) -> nn.Module:
     for name in NETWORKS:
         if isinstance(module := getattr(model.policy, name, None), nn.Module):
@@ -208,7 +214,8 @@ def _play(
     observation = env.reset()
     for _ in range(steps):
         assert isinstance(observation, np.ndarray)
-        seen.append(model.policy.obs_to_tensor(observation)[0].clone())  # type: ignore[union-attr]
+        shown = model.policy_observation(observation) if isinstance(model, NormalizedPPO) else observation
+        seen.append(model.policy.obs_to_tensor(shown)[0].clone())  # type: ignore[union-attr]
         values.append(variables(env.get_attr("unwrapped")[0], observation[0]))
         action, _ = model.predict(observation, deterministic=True)
         if rng.random() < exploration_rate:

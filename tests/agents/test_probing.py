@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from agents import DoubleDQN, KernelDDQN, probe_agent, ram_variables
+from agents import DoubleDQN, KernelDDQN, NormalizedPPO, probe_agent, ram_variables
 from envs import make_env
 from skrl import LinearRegressor
 
@@ -36,6 +37,20 @@ def test_the_same_seed_gives_the_same_scores_and_leaves_the_model_alone() -> Non
     first, second = (probe_agent(model, "CartPole-v1", steps=90, noise=0.1, readouts=LINEAR) for _ in range(2))
     assert np.array_equal(first.scores("linear"), second.scores("linear"))
     assert all(torch.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+def test_layers_see_what_they_see_while_acting() -> None:
+    model = NormalizedPPO("MlpPolicy", gym.make("CartPole-v1"), **SMALL)
+    model.observation_statistics.running.mean = np.full(4, 5.0)
+    model.observation_statistics.running.var = np.full(4, 4.0)
+    seen: list[torch.Tensor] = []
+    first = model.policy.mlp_extractor.policy_net[0]
+    hook = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    probe_agent(model, gym.make("CartPole-v1"), steps=90, exploration_rate=0.0, readouts=LINEAR)
+    hook.remove()
+    acting, probed = torch.cat(seen[:90]), torch.cat(seen[90:])
+    assert (acting < 0.0).all()
+    assert torch.isin(probed, acting).all()
 
 
 @pytest.mark.parametrize("cls", [QRDQN, PPO])
