@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -82,10 +83,11 @@ def attach_kernel_head(
             Not for a buffer.
 
     Returns:
-        A policy with ``predict`` and ``save``, loaded again by ``KernelDQNPolicy.load``. Observations of a model that
+        A greedy policy with ``predict`` and ``save``, loaded again by ``KernelDQNPolicy.load``. Observations of a model that
         was trained in VecNormalize must be normalised for it, as for the model's own policy.
 
     Raises:
+        ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.
         ValueError: the model is not of the DQN family or has no network; the environment or the buffer has other
             spaces; the buffer is empty; or a number is out of range.
     """
@@ -95,7 +97,7 @@ def attach_kernel_head(
         raise ValueError(f"n_steps is {n_steps}, but at least 1 reward must be summed; 10 to 30 did well")
     if isinstance(env_or_buffer, ReplayBuffer):
         _refuse_with_buffer(steps=steps, exploration_rate=exploration_rate, report=report)
-        return _from_buffer(model, env_or_buffer, config, n_steps, seed)
+        return _greedy(_from_buffer(model, env_or_buffer, config, n_steps, seed))
     steps = STEPS if steps is None else steps
     exploration_rate = EXPLORATION_RATE if exploration_rate is None else exploration_rate
     if steps < 1:
@@ -108,17 +110,27 @@ def attach_kernel_head(
         collector = _collector(model, env, config, n_steps, 2 * steps, seed)
         collector.exploration_rate = exploration_rate
         with _frozen_statistics(collector):
-            return _best_of_rounds(collector, steps, report or (lambda steps, mean_return: None))
+            return _greedy(_best_of_rounds(collector, steps, report or (lambda steps, mean_return: None)))
     finally:
         if copies is not None:
             copies.close()
 
 
 def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelConfig:
-    config = kernel if isinstance(kernel, KernelConfig) else KernelConfig.from_mapping({**KERNEL, **(kernel or {})})
+    if kernel is None or isinstance(kernel, Mapping):
+        kernel = {**KERNEL, **(kernel or {})}
+    config = KernelConfig.read(kernel)
     if config.head == "network_free":
         raise ValueError("kernel.head is 'network_free', which would leave the network out; take 'residual'")
     return config
+
+
+def _greedy(policy: KernelDQNPolicy) -> KernelDQNPolicy:
+    """The same policy without its exploration bonus: a DQN policy of SB3 is greedy however it is asked."""
+    policy.kernel = replace(policy.kernel, exploration_bonus=0.0)
+    for network in (policy.q_net, policy.q_net_target):
+        network.kernel, network.bonus = policy.kernel, 0.0
+    return policy
 
 
 def _refuse_with_buffer(**given: object) -> None:

@@ -167,6 +167,11 @@ def test_save_and_load_keep_the_corrected_values(tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.q_net(observations), policy.q_net(observations))
     assert loaded.kernel == policy.kernel
+    # SB3 asks policies without saying deterministic, and its own DQN's are greedy even so.
+    many = torch.randn(300, 4).numpy()
+    for answer in (policy, loaded):
+        assert answer.q_net.bonus == answer.q_net_target.bonus == 0.0
+        assert np.array_equal(answer.predict(many)[0], answer.predict(many, deterministic=True)[0])
 
 
 def test_one_seed_gives_one_policy() -> None:
@@ -281,6 +286,7 @@ def test_an_episode_without_end_is_cut() -> None:
         ({"n_steps": 0}, "n_steps is 0, but at least 1"),
         ({"exploration_rate": 1.5}, "exploration_rate is 1.5, but must be a probability"),
         ({"kernel": {"head": "network_free"}}, "leave the network out; take 'residual'"),
+        ({"kernel": "gaussian"}, "kernel is a str, but must be a KernelConfig or a mapping"),
         ({"kernel": {"capcity": 3}}, "did you mean 'kernel.capacity'"),
         ({"env_or_buffer": "Acrobot-v1"}, r"environment has observations in Box.* trained on Box"),
         ({"env_or_buffer": "Pendulum-v1"}, "discrete action space"),
