@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from gymnasium.error import DependencyNotInstalled
 from agents.common.schema import ConfigError, Range, construct
 from agents.training.command_line import nest_flags, print_help, split_flags
 from agents.training.evaluation import FINAL_SEED_OFFSET, evaluate_greedily, evaluation_copies
+from agents.training.registry import present_device
 from agents.training.report import show_evaluation
 from agents.training.runs import Checkpoint, RunFolder, load_model
 from agents.training.settings import load_config
@@ -47,6 +48,9 @@ class EvaluateOptions:
 
     seed: Annotated[int, Range(least=0)] | None = None
     """Seed of the episodes; None for those of the run's own final evaluation."""
+
+    device: str | None = None
+    """Where the networks live; None for that of the run, or for what there is where that is missing."""
 
     video: bool = False
     """Film one more greedy episode into the run folder."""
@@ -84,6 +88,7 @@ def run(options: EvaluateOptions) -> None:
     if not folder.path.is_dir():
         raise ConfigError(f"there is no run folder {folder.path}")
     config = load_config(folder.config)
+    config = replace(config, device=options.device or present_device(config.device))
     torch.set_num_threads(config.threads)
     seed = config.seed + FINAL_SEED_OFFSET if options.seed is None else options.seed
     env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True)

@@ -15,6 +15,9 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import nn
 
+from agents.common.atomic_save import AtomicSave
+from agents.common.named_runs import NamedRuns
+
 CLIP = 10.0
 EPSILON = 1e-8
 
@@ -45,7 +48,7 @@ class ObservationStatistics(nn.Module):
         self.running.count = state["count"]
 
 
-class NormalizedPPO(PPO):
+class NormalizedPPO(AtomicSave, NamedRuns, PPO):
     """Stable-Baselines3's PPO inside `VecNormalize`, which it brings along.
 
     J. Schulman, F. Wolski, P. Dhariwal, A. Radford and O. Klimov, *Proximal Policy Optimization Algorithms*, 2017.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_final_score_is_reproduced(finished: Path, capsys: pytest.CaptureFixture
     assert rows["return"] == f"{result['final_mean_return']:.2f} ± {result['final_std_return']:.2f}"
     assert float(rows["lowest"]) <= result["final_mean_return"] <= float(rows["highest"])
     assert rows["mean length"] == f"{result['final_mean_return']:.1f} steps"
+
+
+def test_a_run_from_a_machine_with_another_device(
+    dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(dqn_run, tmp_path / "run")
+    settings = (run / "config.yaml").read_text()
+    assert "device: auto" in settings
+    (run / "config.yaml").write_text(settings.replace("device: auto", "device: cuda:7"))
+    assert evaluate.main([str(run), "--episodes", "1"]) == 0
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--episodes", "1", "--device", "cuda:7"]) == 2
+    assert "device is 'cuda:7', but this machine has auto, cpu" in capsys.readouterr().err
 
 
 def test_best_checkpoint_seed_and_episodes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.Captu
     assert names == {"config", "model", "best_model", "events", "result"}
     output = capsys.readouterr().out
     assert f"{agent} on {env}, seed 3" in output
-    assert f"tensorboard --logdir {tmp_path}" in output
+    assert f"{Path(sys.executable).name} -m tensorboard.main --logdir {tmp_path}" in output
     assert str(result["final_mean_return"])[:3] in output
 
 

@@ -34,7 +34,8 @@ class DQK(DoubleDQN):
 
     Raises:
         ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.
-        ValueError: the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say).
+        ValueError: the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say), or is too small for the
+            supports.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -84,6 +85,11 @@ class DQK(DoubleDQN):
         view, count = ReplayView.of(self), self.policy.kernel.capacity
         slots = view.slots()
         if len(slots) < count:
+            if view.buffer.full:
+                raise ValueError(
+                    f"the replay buffer holds {len(slots)} transitions, too few for {count} supports; "
+                    "raise buffer_size or lower kernel.capacity"
+                )
             return
         observations = view.observations(self.rng.choice(slots, count, replace=False))
         for network in (self.q_net, self.q_net_target):

@@ -53,7 +53,8 @@ class PerturbedQNetwork(QNetwork):
         """Action values, [B, A]."""
         # The kernel refuses what is not finite; the network makes it a loss that is not, which the algorithm skips.
         features = self.feature_map(obs).nan_to_num(0.0, 0.0, 0.0)
-        perturbations = self.perturbation(features).split(self.widths, dim=1)
+        # No gradient either before supports are placed, so that none moves what is placed later.
+        perturbations = (self.perturbation(features) * self.is_placed).split(self.widths, dim=1)
         values: Tensor = self.extract_features(obs, self.features_extractor)
         if len(perturbations) > 1:
             values = self.q_net[:-2](values) + perturbations[0]

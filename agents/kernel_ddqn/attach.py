@@ -83,8 +83,8 @@ def attach_kernel_head(
             Not for a buffer.
 
     Returns:
-        A greedy policy with ``predict`` and ``save``, loaded again by ``KernelDQNPolicy.load``. Observations of a model that
-        was trained in VecNormalize must be normalised for it, as for the model's own policy.
+        A greedy policy with ``predict`` and ``save``, loaded again by ``KernelDQNPolicy.load``. Observations of a model
+        that was trained in VecNormalize must be normalised for it, as for the model's own policy.
 
     Raises:
         ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.

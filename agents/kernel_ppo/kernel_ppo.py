@@ -13,13 +13,12 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.common.named_runs import NamedRuns
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import RolloutCritic
 from agents.normalized_ppo import NormalizedPPO
 
 
-class KernelPPO(NamedRuns, NormalizedPPO):
+class KernelPPO(NormalizedPPO):
     """PPO with advantages from a kernel-corrected critic.
 
     Every rollout is collected as PPO does. Before it is learned from, its states get the values m(s) + R(s), where R is

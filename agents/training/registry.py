@@ -287,8 +287,17 @@ def check_device(name: str) -> None:
     Raises:
         ConfigError: it does not.
     """
-    present = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    present += ["cuda"] if torch.cuda.is_available() else []
-    present += ["mps"] if torch.backends.mps.is_available() else []
+    present = _devices()
     if name not in present:
         raise ConfigError(f"device is '{name}', but this machine has {', '.join(present)}")
+
+
+def present_device(name: str) -> str:
+    """The device where a run was trained, or `auto` where this machine lacks it."""
+    return name if name in _devices() else "auto"
+
+
+def _devices() -> list[str]:
+    present = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    present += ["cuda"] if torch.cuda.is_available() else []
+    return present + (["mps"] if torch.backends.mps.is_available() else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -33,8 +34,14 @@ def show_training(result: RunResult, folder: RunFolder, final_episodes: int) -> 
     console.print(table)
     place = shlex.quote(str(folder.path))
     _print_line(console, f"run folder   {place}  (config.yaml, model.zip, best_model.zip, result.json)")
-    _print_line(console, f"curves       tensorboard --logdir {place}")
-    _print_line(console, f"evaluation   python evaluate.py {place} --video")
+    _print_line(console, f"curves       {_python()} -m tensorboard.main --logdir {place}")
+    _print_line(console, f"evaluation   {_python()} evaluate.py {place} --video")
+
+
+def _python() -> str:
+    """The interpreter as a user would type it: relative, where it lies below the present folder."""
+    path = Path(sys.executable)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def show_evaluation(evaluation: Evaluation, title: str, video: Path | None) -> None:

@@ -79,6 +79,18 @@ def test_supports_begin_as_replayed_observations_and_then_learn() -> None:
     assert (network.perturbation.features - begun).abs().max() < 0.5
 
 
+def test_before_supports_are_placed_nothing_of_the_kernel_learns() -> None:
+    kernel = {**KERNEL, "capacity": 500, "localisation": "hard"}
+    model = DQK("MlpPolicy", "CartPole-v1", kernel=kernel, policy_kwargs={"net_arch": [16]}, **SETTINGS).learn(120)
+    assert not model.q_net.is_placed
+    assert all((parameter == 0.0).all() for parameter in model.q_net.perturbation.parameters())
+
+
+def test_a_buffer_too_small_for_the_supports_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"holds 30 transitions, too few for 40 supports; raise buffer_size"):
+        _model(buffer_size=30).learn(120)
+
+
 def test_supports_are_different_transitions_as_soon_as_there_are_enough() -> None:
     model = _model(learning_starts=4, train_freq=4)
     model.learn(36)
