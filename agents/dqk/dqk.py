@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -53,7 +54,7 @@ class DQK(DoubleDQN):
         policy: str | type[DQKPolicy],
         env: GymEnv | str | None,
         *,
-        kernel: PerturbationConfig | dict[str, Any] | None = None,
+        kernel: PerturbationConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if kernel is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -37,7 +38,7 @@ class DQKPolicy(DQNPolicy):
         action_space: spaces.Discrete,
         lr_schedule: Schedule,
         *,
-        kernel: PerturbationConfig | dict[str, Any] | None = None,
+        kernel: PerturbationConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # Set first: the parent's constructor builds the networks.

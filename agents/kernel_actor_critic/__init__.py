@@ -1,6 +1,6 @@
 """Actor–critics for continuous actions with a kernel behind their target critics."""
 
-from agents.kernel_actor_critic.critic_config import ActionKernelConfig
+from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from agents.kernel_actor_critic.kernel_sac import KernelSAC
 from agents.kernel_actor_critic.kernel_td3 import KernelTD3
 

@@ -17,7 +17,7 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts, take
 from agents.common.replay_view import ReplayView
-from agents.kernel_actor_critic.critic_config import ActionKernelConfig
+from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Bool, Float, Tensor
 from skrl.solve.local_weights import LocalWeights

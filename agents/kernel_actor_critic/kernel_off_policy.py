@@ -18,8 +18,8 @@ from agents.common.derived_settings import DerivedSettings
 from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import ReplayView
 from agents.kernel_actor_critic.action_kernel import ActionKernel
+from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from agents.kernel_actor_critic.corrected_critic import CorrectedCritic
-from agents.kernel_actor_critic.critic_config import ActionKernelConfig
 from skrl.shapes import Float, Tensor
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -51,7 +52,7 @@ class KernelDeepQ(OffPolicyAlgorithm):
         policy: str | type[KernelPolicy],
         env: GymEnv | str | None,
         *,
-        kernel: KernelConfig | dict[str, Any] | None = None,
+        kernel: KernelConfig | Mapping[str, Any] | None = None,
         bonus_schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:

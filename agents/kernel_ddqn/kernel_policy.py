@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -35,7 +36,7 @@ class KernelPolicy(BasePolicy):
         action_space: spaces.Discrete,
         lr_schedule: Schedule,
         *,
-        kernel: KernelConfig | dict[str, Any] | None = None,
+        kernel: KernelConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # Set first: the parent's constructor builds the networks.

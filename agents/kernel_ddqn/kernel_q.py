@@ -44,7 +44,7 @@ class KernelQ(KernelDDQN):
         policy: str | type[KernelDQNPolicy],
         env: GymEnv | str | None,
         *,
-        kernel: KernelConfig | dict[str, Any] | None = None,
+        kernel: KernelConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         for name in GRADIENT_SETTINGS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -42,7 +43,7 @@ class KernelPPO(NormalizedPPO):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         *args: Any,
-        kernel: CriticConfig | dict[str, Any] | None = None,
+        kernel: CriticConfig | Mapping[str, Any] | None = None,
         normalize: bool = False,
         **kwargs: Any,
     ) -> None:

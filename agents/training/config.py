@@ -17,7 +17,7 @@ from agents.common.schema import (
     coerce_mapping,
 )
 from agents.dqk.perturbation_config import PerturbationConfig
-from agents.kernel_actor_critic.critic_config import ActionKernelConfig
+from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_q import KERNEL as NETWORK_FREE
 from agents.kernel_ppo.critic_config import CriticConfig
