@@ -52,6 +52,7 @@ class ValueHead(nn.Module, ABC):
 
     lengthscale: Tensor
     amplitude: Tensor
+    optimistic_targets: Tensor
     fallbacks: Tensor
     jitters: Tensor
 
@@ -76,6 +77,7 @@ class ValueHead(nn.Module, ABC):
         self.search, self.localisation = search or ExactSearch(), localisation
         self.register_buffer("lengthscale", torch.ones(()))
         self.register_buffer("amplitude", torch.zeros(()))
+        self.register_buffer("optimistic_targets", torch.zeros(actions, capacity))
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.long), persistent=False)
         self.register_buffer("jitters", torch.zeros((), dtype=torch.long), persistent=False)
 
@@ -114,22 +116,34 @@ class ValueHead(nn.Module, ABC):
         """Corrections by the present targets through known weights, [A, B]."""
         return bounded_correction(local.indices, local.weights, self.memory.targets.squeeze(-1))
 
-    def read_optimistic(self, local: LocalWeights) -> Float[Tensor, "actions queries"]:
-        """What :meth:`optimistic` adds its bonus to, [A, B]: the same."""
-        return self.read(local)
-
     @torch.no_grad()
     def write_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
         """Renew the residuals of all supports, [A, C], and the amplitude, their root mean square.
 
+        Optimistic residuals are the same from now on, until :meth:`write_optimistic_targets` says otherwise.
+
         Raises:
             ValueError: the residual of a filled slot is not finite; on an accelerator nobody looks.
         """
-        filled = torch.where(self.memory.mask, residuals, 0.0)
-        check_rows("residuals", filled, "rows are actions; a residual of zero keeps the value of the network")
+        filled = self._checked(residuals)
         self.memory.write_targets(filled.unsqueeze(-1))
+        self.optimistic_targets.copy_(filled)
         count = self.memory.sizes.sum().clamp(min=1)
         self.amplitude.copy_((self.memory.targets.square().sum() / count).sqrt())
+
+    @torch.no_grad()
+    def write_optimistic_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
+        """Residuals that :meth:`optimistic` reads in place of the others, [A, C].
+
+        Raises:
+            ValueError: the residual of a filled slot is not finite; on an accelerator nobody looks.
+        """
+        self.optimistic_targets.copy_(self._checked(residuals))
+
+    def _checked(self, residuals: Float[Tensor, "actions points"]) -> Float[Tensor, "actions points"]:
+        filled = torch.where(self.memory.mask, residuals, 0.0)
+        check_rows("residuals", filled, "rows are actions; a residual of zero keeps the value of the network")
+        return filled
 
     def optimistic(
         self,
@@ -140,7 +154,7 @@ class ValueHead(nn.Module, ABC):
         """Upper confidence bounds m + R + bonus · amplitude · σ, [B, A]; m alone before the first targets.
 
         N. Srinivas et al., *Gaussian Process Optimization in the Bandit Setting*, 2010, with the residuals' root mean
-        square as the prior standard deviation.
+        square as the prior standard deviation. R is that of the optimistic residuals.
 
         Args:
             queries: [B, d].
@@ -150,7 +164,8 @@ class ValueHead(nn.Module, ABC):
         """
         local = self.localise(queries)
         scale = bonus.mT if isinstance(bonus, Tensor) else bonus
-        bounds = self.read_optimistic(local) + (scale * self.amplitude) * local.variance.sqrt()
+        corrections = bounded_correction(local.indices, local.weights, self.optimistic_targets)
+        bounds = corrections + (scale * self.amplitude) * local.variance.sqrt()
         return self.base_values(prior_mean) + bounds.mT.to(prior_mean.dtype)
 
     def deviation(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:
@@ -220,12 +235,6 @@ class NetworkFreeHead(ResidualHead):
     mean function: what the weights lack of one is added to them.
     """
 
-    optimistic_targets: Tensor
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register_buffer("optimistic_targets", torch.zeros(self.memory.sets, self.memory.capacity))
-
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Ridge weights that sum to one; where they are nothing, as far from every support, they stay so.
 
@@ -245,31 +254,12 @@ class NetworkFreeHead(ResidualHead):
     def write_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
         """Renew the values of all supports, [A, C]; the amplitude is their deviation inside neighbourhoods.
 
-        Optimistic values are the same from now on, until :meth:`write_optimistic_targets` says otherwise.
-
         Raises:
             ValueError: the value of a filled slot is not finite; on an accelerator nobody looks.
         """
         super().write_targets(residuals)
-        targets = self.memory.targets.squeeze(-1)
-        self.optimistic_targets.copy_(targets)
         least = MIN_DEVIATION * self.amplitude.clamp(min=MIN_DEVIATION) * (self.memory.sizes.sum() > 0)
-        self.amplitude.copy_(torch.maximum(self._local_deviation(targets), least))
-
-    @torch.no_grad()
-    def write_optimistic_targets(self, values: Float[Tensor, "actions points"]) -> None:
-        """Values of all supports that :meth:`optimistic` reads, [A, C].
-
-        Raises:
-            ValueError: the value of a filled slot is not finite; on an accelerator nobody looks.
-        """
-        filled = torch.where(self.memory.mask, values, 0.0)
-        check_rows("values", filled, "rows are actions")
-        self.optimistic_targets.copy_(filled)
-
-    def read_optimistic(self, local: LocalWeights) -> Float[Tensor, "actions queries"]:
-        """Values by the optimistic targets through known weights, [A, B]."""
-        return bounded_correction(local.indices, local.weights, self.optimistic_targets)
+        self.amplitude.copy_(torch.maximum(self._local_deviation(self.memory.targets.squeeze(-1)), least))
 
     def base_values(self, prior_mean: Float[Tensor, "queries actions"]) -> Float[Tensor, "queries actions"]:
         """Zero, [B, A]; ``prior_mean`` gives shape and dtype only."""

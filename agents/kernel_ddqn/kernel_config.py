@@ -45,8 +45,8 @@ class KernelConfig(RegressionConfig):
     exploration_bonus: NonNegativeReal = 1.0
     """Posterior standard deviations added to the values when exploring; 0 leaves exploration to ε alone."""
 
-    exploration: Literal["optimism", "thompson"] = "optimism"
-    """What exploring adds: that many deviations (`optimism`), or a normal draw of that many (`thompson`)."""
+    exploration: Literal["optimism", "lookahead", "thompson"] = "optimism"
+    """What exploring adds: the bonus (`optimism`), also to what follows (`lookahead`), or normal draws (`thompson`)."""
 
     features: Literal["observation", "penultimate", "both"] = "observation"
     """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""

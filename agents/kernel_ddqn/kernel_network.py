@@ -72,13 +72,14 @@ class KernelNetwork(BasePolicy):
     def exploring_values(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """What exploring maximises, [B, A]: action values plus a bonus in standard deviations of the posterior.
 
-        These are large for actions unlike all remembered ones. Optimism adds as many as :attr:`bonus` says. Thompson
-        sampling (W. R. Thompson, 1933) multiplies them by normal draws, new for every state and action.
+        These are large for actions unlike all remembered ones. Optimism adds as many as :attr:`bonus` says; where it
+        looks ahead, corrections are those of values that got the bonus wherever they bootstrapped. Thompson sampling
+        (W. R. Thompson, 1933) multiplies them by normal draws, new for every state and action.
         """
         features, q_values = self.feature_map(obs), self.prior_mean(obs)
         sampled = self.kernel.exploration == "thompson"
         bonus = self.bonus * torch.randn_like(q_values) if sampled else self.bonus
-        if self.corrects:
+        if self.corrects or self.kernel.exploration == "lookahead":
             return self.head.optimistic(features, q_values, bonus)
         return q_values + (bonus * self.head.deviation(features)).to(q_values.dtype)
 

@@ -97,10 +97,13 @@ class ReplayKernel:
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.corrects_targets = self.config.applies_to != "acting"
-        self.reads_every_state = self.corrects_targets or self.config.backup == "trajectory"
+        self.looks_ahead = self.config.exploration == "lookahead"
+        self.reads_every_state = self.corrects_targets or self.config.backup == "trajectory" or self.looks_ahead
         self.trajectories: Trajectories | None = None
         if self.config.backup == "trajectory":
             self.trajectories = Trajectories(view, self.config.trace_decay, self.head.lengthscale.device)
+        # Optimistic values of the states that supports lead to, [A, m], where exploring looks ahead.
+        self.next_optimistic = torch.zeros(0, device=self.head.lengthscale.device)
         self.supports: Supports | None = None
         self.rows_since_rebuild = 0
         self.steps_at_rebuild = 0
@@ -193,7 +196,7 @@ class ReplayKernel:
                 trajectories.write(stretch, trajectories.solve(stretch, next_q + corrections))
                 residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
                 corrections = self.table.read(stretch.last_slots, residuals)
-            self._finish(supports, residuals, _choices_changed(next_q, corrections).float().mean())
+            self._finish(supports, residuals, present, _choices_changed(next_q, corrections).float().mean())
         entering = corrections if self.corrects_targets else nothing
         trajectories.write(stretch, trajectories.solve(stretch, next_q + entering))
 
@@ -211,7 +214,7 @@ class ReplayKernel:
             residuals = self._residuals(improved - present, supports.filled)
             corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
         changed = _choices_changed(evaluating, corrections.mT) & supports.filled
-        self._finish(supports, residuals, changed.sum() / supports.filled.sum())
+        self._finish(supports, residuals, present, changed.sum() / supports.filled.sum())
 
     def _present_values(self, supports: Supports) -> Float[Tensor, " points"]:
         """What the target network says of the supports, [m]."""
@@ -224,11 +227,28 @@ class ReplayKernel:
         """Zero where there is no support, and where its target is not finite, [m]."""
         return torch.where(kept & differences.isfinite(), differences, 0.0)
 
-    def _finish(self, supports: Supports, residuals: Tensor, changed_share: Tensor) -> None:
-        """Write the residuals to both heads, and describe the refresh."""
+    def _finish(self, supports: Supports, residuals: Tensor, present: Tensor, changed_share: Tensor) -> None:
+        """Write the residuals to both heads, optimistic ones with them, and describe the refresh."""
         self.head.write_targets(residuals.view(self.head.memory.mask.shape))
+        if self.looks_ahead:
+            self.head.write_optimistic_targets(self._look_ahead(supports, present))
         self.q_net_target.copy_kernel(self.q_net)
         self.diagnostics.changed_share = changed_share
+
+    def _look_ahead(self, supports: Supports, present: Float[Tensor, " points"]) -> Float[Tensor, "actions slots"]:
+        """Residuals of optimistic values, which get the bonus wherever they bootstrap, [A, C].
+
+        Backups begin with the values that the last ones ended with, so that a bonus is felt ever further away.
+        """
+        shape = self.head.memory.mask.shape
+        prior = self._prior_means(self.q_net_target, supports.next_observations).mT
+        bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
+        residuals = torch.zeros(shape, device=present.device)
+        for _ in range(self.config.sweeps):
+            improved = supports.rewards + supports.discounts * (self.next_optimistic + bonus).amax(0)
+            residuals = self._residuals(improved - present, supports.filled).view(shape)
+            self.next_optimistic = prior + bounded_correction(supports.indices, supports.weights, residuals)
+        return residuals
 
     def extend(self) -> None:
         """Read the transitions stored since the last call; find neighbours and weights where targets are corrected."""
@@ -266,6 +286,10 @@ class ReplayKernel:
 
     def _place_supports(self, features: Float[Tensor, "actions points dim"], sizes: Tensor, steps: NStep) -> None:
         """Write chosen supports to the memory; ``steps`` are the returns that begin there."""
+        if self.looks_ahead:
+            # The supports of until now know what the new ones lead to.
+            prior = self._prior_means(self.q_net_target, self.view.next_observations(steps.last_slots))
+            self.next_optimistic = (prior + self.table.read(steps.last_slots, self.head.optimistic_targets)).mT
         self.head.memory.write(features, sizes)
 
     def _describe(self, chosen: Slots, steps: NStep) -> Supports:

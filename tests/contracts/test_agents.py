@@ -92,10 +92,16 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "ddqn": (DoubleDQN, _off_policy(DoubleDQN, n_steps=3)),
     "kernel_ddqn": (KernelDDQN, _kernel(KernelDDQN, "residual")),
     "kernel_ddqn_ablated": (KernelDDQN, _kernel(KernelDDQN, "residual", **ABLATED)),
-    "kernel_ddqn_trajectory": (KernelDDQN, _kernel(KernelDDQN, "residual", backup="trajectory")),
+    "kernel_ddqn_trajectory": (
+        KernelDDQN,
+        _kernel(KernelDDQN, "residual", backup="trajectory", exploration="lookahead"),
+    ),
     "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
     "kernel_qrdqn": (KernelQRDQN, _kernel(KernelQRDQN, "residual")),
-    "kernel_qrdqn_ablated": (KernelQRDQN, _kernel(KernelQRDQN, "residual", backup="trajectory", **ABLATED)),
+    "kernel_qrdqn_ablated": (
+        KernelQRDQN,
+        _kernel(KernelQRDQN, "residual", backup="trajectory", exploration="lookahead", **ABLATED),
+    ),
     "dqk": (DQK, _off_policy(DQK, kernel={"capacity": 40, "k": 4, "projection_dim": 16})),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
 }

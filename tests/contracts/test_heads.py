@@ -293,8 +293,8 @@ def test_state_round_trip_to_the_last_bit(kind: Kind, head: ValueHead, before: l
 
 
 def test_state_holds_everything_and_no_counter(head: ValueHead) -> None:
-    own = {"optimistic_targets"} if isinstance(head, NetworkFreeHead) else set()
-    assert set(head.state_dict()) == own | {
+    assert set(head.state_dict()) == {
+        "optimistic_targets",
         "lengthscale",
         "amplitude",
         "memory.features",

@@ -163,7 +163,7 @@ def test_optimistic_targets_are_read_by_bounds_alone() -> None:
     head.write_optimistic_targets(torch.tensor([[5.0, 5.0]]).double())
     assert head.optimistic(queries, nothing, 0.0).item() == pytest.approx(5.0)
     assert head(queries, nothing).item() == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="values row 0 is not finite"):
+    with pytest.raises(ValueError, match="residuals row 0 is not finite"):
         head.write_optimistic_targets(torch.tensor([[float("inf"), 0.0]]).double())
     head.write_targets(torch.tensor([[2.0, 2.0]]).double())
     assert head.optimistic(queries, nothing, 0.0).item() == pytest.approx(2.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import KernelQ
+from agents import KernelDDQN, KernelQ
 from agents.kernel_ddqn.value_iteration import ValueIteration
 from envs.tabular import ChainEnv
 
@@ -65,23 +65,63 @@ def test_greedy_values_are_free_of_the_bonus() -> None:
 
 def test_a_bonus_is_felt_many_steps_ahead() -> None:
     """A bonus before the end of the row raises values at its other end, five steps away."""
-    _, kernel = _trained(exploration_bonus=0.0, ridge=1e-3, kernel="laplace", lengthscale_factor=0.3)
+    model, kernel = _trained(ridge=1e-3, kernel="laplace", lengthscale_factor=0.3)
     supports = kernel.supports
     assert supports is not None
-    reached = supports.next_observations[:, -1]
+    reached, nothing = supports.next_observations[:, -1], torch.zeros_like(supports.rewards)
     last = reached == reached[supports.discounts > 0].max()
-    nothing = torch.zeros_like(supports.next_variance)
-    bonus = nothing + 5.0 * last
-    for _ in range(100):
-        optimistic, kernel.next_optimistic = kernel._sweep(supports, kernel.next_optimistic, bonus)
-        plain, kernel.next_values = kernel._sweep(supports, kernel.next_values, nothing)
+    changed = supports._replace(next_variance=torch.zeros_like(supports.next_variance) + last)
+    kernel.head.amplitude.fill_(1.0)
+    values = {}
+    for model.q_net.bonus in (0.0, 5.0):
+        for _ in range(10):
+            values[model.q_net.bonus] = kernel._look_ahead(changed, nothing)
     first = supports.observations[:, -1] == supports.observations[:, -1].min()
-    gain = (optimistic - plain).flatten()[supports.filled & first]
+    gain = (values[5.0] - values[0.0]).flatten()[supports.filled & first]
     assert len(gain) > 10
     assert gain.min() > 1.0
 
 
-def test_thompson_sampling_draws_around_plain_values() -> None:
-    _, kernel = _trained(exploration="thompson")
+@pytest.mark.parametrize("exploration", ["optimism", "thompson"])
+def test_without_looking_ahead_optimistic_values_are_the_others(exploration: str) -> None:
+    _, kernel = _trained(exploration=exploration)
     assert kernel.head.amplitude > 0
     torch.testing.assert_close(kernel.head.optimistic_targets, kernel.head.memory.targets.squeeze(-1))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"backup": "trajectory"}, {"applies_to": "acting"}, {"applies_to": "targets"}]
+)
+def test_a_network_can_look_ahead_too(settings: dict[str, str]) -> None:
+    """Optimistic residuals are relative to the network: with them every support has the value that was backed up."""
+    model = KernelDDQN(
+        "MlpPolicy",
+        ChainEnv(6, observation="position"),
+        policy_kwargs={"net_arch": [16]},
+        n_steps=1,
+        learning_starts=50,
+        batch_size=16,
+        target_update_interval=50,
+        kernel={"capacity": 200, "k": 8, "exploration": "lookahead", **settings},
+        seed=0,
+        device="cpu",
+    ).learn(400)
+    kernel = model._kernel()
+    kernel.refresh(model.num_timesteps)
+    supports, head = kernel.supports, model.q_net.head
+    assert supports is not None
+    reached = (kernel.next_optimistic + model.q_net.bonus * head.amplitude * supports.next_variance.sqrt()).amax(0)
+    for _ in range(300):
+        before = reached
+        kernel._look_ahead(supports, kernel._present_values(supports))
+        reached = (kernel.next_optimistic + model.q_net.bonus * head.amplitude * supports.next_variance.sqrt()).amax(0)
+    torch.testing.assert_close(reached, before, rtol=1e-3, atol=1e-3)
+    optimistic = kernel._look_ahead(supports, kernel._present_values(supports)).flatten()
+    expected = supports.rewards + supports.discounts * reached - kernel._present_values(supports)
+    torch.testing.assert_close(optimistic[supports.filled], expected[supports.filled], rtol=1e-2, atol=1e-2)
+    with torch.no_grad():
+        explored = model.q_net.exploring_values(supports.observations)
+        greedy = model.q_net.prior_mean(supports.observations) + head.correction(
+            model.q_net.feature_map(supports.observations)
+        )
+    assert (explored - greedy).max() > 0.0
