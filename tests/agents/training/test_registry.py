@@ -90,6 +90,22 @@ def test_known_agents_and_their_classes() -> None:
     assert all(spec.name == name for name, spec in AGENTS.items())
 
 
+@pytest.mark.parametrize("agent", ["kernel_ddqn", "kernel_q"])
+def test_class_alone_has_the_settings_of_the_command(agent: str) -> None:
+    """Gymnasium's smallest environments are what both defaults are for."""
+    config = resolve(split_flags(["--agent", agent, "--env", "CartPole-v1"]))
+    commanded = build_model(config, make_vec_env("CartPole-v1"))
+    alone = find_agent(agent).algorithm("MlpPolicy", "CartPole-v1", device="cpu")
+    assert isinstance(commanded, KernelDDQN)
+    assert isinstance(alone, KernelDDQN)
+    assert alone.policy.kernel == commanded.policy.kernel
+    for name, value in alone.__dict__.items():
+        if name in KernelDDQN.defaults:
+            assert getattr(commanded, name) == value, name
+    assert [type(layer) for layer in alone.q_net.q_net] == [type(layer) for layer in commanded.q_net.q_net]
+    assert alone.policy.net_arch == commanded.policy.net_arch
+
+
 def test_agent_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(ConfigError, match=r'agent \'qrdqn\' needs sb3_contrib.*pip install "sparse-kernel-rl\[zoo\]"'):
