@@ -13,7 +13,7 @@ from grid_variants import Variant
 
 from agents.common.schema import ConfigError, to_plain
 from agents.training.command_line import Flags, spelled
-from agents.training.config import QLearningConfig
+from agents.training.config import RunConfig
 from agents.training.runs import RunFolder
 from agents.training.settings import load_config, resolve
 
@@ -52,7 +52,7 @@ class Cell:
         place = {"threads": ["1"], "no_progress_bar": [], "run_dir": [str(self.run_folder.path)]}
         return chosen | self.settings | self.variant.settings | place
 
-    def config(self) -> QLearningConfig:
+    def config(self) -> RunConfig:
         """Complete settings.
 
         Raises:

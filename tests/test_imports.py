@@ -1,4 +1,4 @@
-"""Imports go one way (DESIGN.md, section 4): ``skrl`` ← ``agents`` ← ``train.py`` and ``envs`` ← ``train.py``.
+"""Imports go one way: ``skrl`` ← ``agents`` ← ``train.py`` and ``envs`` ← ``train.py``.
 
 The source is read, never run, so that imports inside functions and under ``TYPE_CHECKING`` count too.
 """
