@@ -24,7 +24,7 @@ from skrl.compiling import compiles
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import centred_points
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import full_precision, traced, wants_gradient
+from skrl.modes import full_precision, precise, traced, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import (
     Localisation,
@@ -314,10 +314,3 @@ def _read_fused(
     )
     targets = gather_points(residuals, local.indices[0]).to(scaled.dtype)
     return (local.weights[0].unsqueeze(-2) @ targets).squeeze(-2), local.variance[0]
-
-
-def precise(values: Tensor) -> Tensor:
-    """At least float32: distances and solves in half precision overflow and lose their digits."""
-    if values.dtype is torch.float32 or values.dtype is torch.float64:
-        return values
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Modes of torch that the code around it has switched on: reading it instead of running it, gradients, autocast."""
+"""Modes of torch that the code around it has switched on: reading it instead of running it, gradients, precision."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def full_precision(device: str) -> AbstractContextManager[None]:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """At least float32: distances and solves in half precision overflow and lose their digits."""
+    if values.dtype is torch.float32 or values.dtype is torch.float64:
+        return values
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -14,10 +14,10 @@ from torch import nn
 
 from skrl.checks import check_lengthscale, check_neighbors, check_ridge, check_rows, check_sets, check_tensor, floating
 from skrl.few_queries import FewQueries, ShortWay
-from skrl.functional import PriorMean, local_systems, precise, prior_residuals, sparse_kernel
+from skrl.functional import PriorMean, local_systems, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import full_precision, traced, wants_gradient
+from skrl.modes import full_precision, precise, traced, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
 from skrl.shapes import Float, Shaped, Tensor

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 
 from skrl.kernels.distances import ranking_scores
-from skrl.memory.selection_rule import SelectionRule, chunks, full_precision
+from skrl.memory.selection_rule import SelectionRule, chunks
 from skrl.memory.support_memory import SupportMemory
+from skrl.modes import precise
 from skrl.search.exact import smallest
 from skrl.shapes import Bool, Float, Int, Tensor
 
@@ -61,7 +62,7 @@ class KMeansCentres(SelectionRule):
             raise ValueError(f"mini_batch is {mini_batch}, but at least 1 row is assigned at a time")
         self.mini_batch = mini_batch
         self.register_buffer("counts", torch.zeros_like(memory.mask, dtype=torch.long))
-        self.register_buffer("bounds", torch.zeros_like(full_precision(memory.half_norms)))
+        self.register_buffer("bounds", torch.zeros_like(precise(memory.half_norms)))
         self.adopt()
 
     @torch.no_grad()
@@ -120,7 +121,7 @@ class KMeansCentres(SelectionRule):
         pair = torch.stack([partners[best], candidates[best]])
         shares = counts[pair] / counts[pair].sum()
         centre = torch.cat([shares.unsqueeze(0) @ centres[pair], row.to(centres)])
-        means = full_precision(memory.targets[set_index, pair])
+        means = precise(memory.targets[set_index, pair])
         mean = torch.cat([shares.unsqueeze(0) @ means, target.to(means)])
         memory.write_slots(pair, centre, mean, set_index)
         self.counts[set_index, pair[0]] += self.counts[set_index, pair[1]]
@@ -131,7 +132,7 @@ class KMeansCentres(SelectionRule):
     def _join(self, rows: Tensor, values: Tensor, set_index: int) -> Tensor:
         """Move the nearest centre of every row towards it; the centres' slots."""
         memory, counts = self.memory, self.counts[set_index]
-        centres, means = full_precision(memory.features[set_index]), full_precision(memory.targets[set_index])
+        centres, means = precise(memory.features[set_index]), precise(memory.targets[set_index])
         slots = _squared_distances(rows, centres, memory.mask[set_index]).argmin(-1)
         counts += slots.bincount(minlength=memory.capacity)
         touched = torch.unique(slots)
@@ -162,7 +163,7 @@ class KMeansCentres(SelectionRule):
 
     def _centres(self, set_index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Centres, their counts as floating point numbers, and which exist."""
-        centres = full_precision(self.memory.features[set_index])
+        centres = precise(self.memory.features[set_index])
         return centres, self.counts[set_index].to(centres), self.memory.mask[set_index]
 
 

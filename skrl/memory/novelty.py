@@ -7,8 +7,9 @@ import torch
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
-from skrl.memory.selection_rule import SelectionRule, chunks, full_precision, latest
+from skrl.memory.selection_rule import SelectionRule, chunks, latest
 from skrl.memory.support_memory import SupportMemory
+from skrl.modes import precise
 from skrl.search.exact import smallest
 from skrl.search.neighbors import Neighbors
 from skrl.shapes import Bool, Float, Int, Tensor
@@ -67,8 +68,8 @@ class Novelty(SelectionRule):
         self.kernel = make_kernel(kernel, memory.features.shape[-1])
         self.threshold, self.ridge, self.k = threshold, ridge, min(k, memory.capacity)
         _check_novelty(self.kernel, threshold, lengthscale, ridge, k)
-        precise = torch.promote_types(memory.features.dtype, torch.float32)
-        self.register_buffer("lengthscale", torch.tensor(lengthscale, dtype=precise, device=memory.features.device))
+        dtype = torch.promote_types(memory.features.dtype, torch.float32)
+        self.register_buffer("lengthscale", torch.tensor(lengthscale, dtype=dtype, device=memory.features.device))
         self.register_buffer("bounds", torch.zeros_like(memory.half_norms))
         self.adopt()
 
@@ -78,7 +79,7 @@ class Novelty(SelectionRule):
         super().adopt()
         self.bounds.fill_(torch.inf)
         for set_index, present in enumerate(self.memory.mask):
-            points = full_precision(self.memory.features[set_index])
+            points = precise(self.memory.features[set_index])
             for members in chunks(present.nonzero().flatten(), self.CANDIDATES):
                 self.bounds[set_index, members] = self._left_out(points, present, members).to(self.bounds)
 
@@ -93,7 +94,7 @@ class Novelty(SelectionRule):
     def _place_one(self, row: Tensor, target: Tensor, set_index: int) -> Tensor:
         """The slot that a row took, −1 where it took none, [1]."""
         memory, bounds = self.memory, self.bounds[set_index]
-        pool = full_precision(torch.cat([memory.features[set_index], row]))
+        pool = precise(torch.cat([memory.features[set_index], row]))
         present = torch.cat([memory.mask[set_index], memory.mask.new_ones(1)])
         newcomer = torch.full_like(memory.sizes[:1], memory.capacity)
         variance = self._left_out(pool, present, newcomer)
@@ -122,7 +123,7 @@ class Novelty(SelectionRule):
 
     def _tighten(self, set_index: int, slot: Int[Tensor, "1"]) -> None:
         """Lower the bounds around a new support: within its local system one factor gives every variance left out."""
-        points = full_precision(self.memory.features[set_index])
+        points = precise(self.memory.features[set_index])
         usable = self.memory.mask[set_index].unsqueeze(0)
         system, indices = self._systems(points[slot], points, usable, self.k + 1)
         _, precision = system.leave_one_out_with_precision(torch.zeros_like(system.cross).unsqueeze(-1))

@@ -104,11 +104,6 @@ def latest(slots: Int[Tensor, " rows"], capacity: int) -> Int[Tensor, " rows"]:
     return torch.where(last[owners] == rows, slots, -1)
 
 
-def full_precision(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Half precision in float32, anything else as it is."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def chunks(values: Int[Tensor, " values"], size: int) -> Iterator[Int[Tensor, " chunk"]]:
     """Consecutive parts of at most ``size`` values, none of them empty."""
     return (values[start : start + size] for start in range(0, len(values), size))

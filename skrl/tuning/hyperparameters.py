@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from skrl.functional import make_support, precise
+from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
+from skrl.modes import precise
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, Neighbors, NeighborSearch, gather_points
 from skrl.shapes import Float, Tensor

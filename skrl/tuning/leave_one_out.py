@@ -21,9 +21,10 @@ from typing import Literal, get_args
 
 import torch
 
-from skrl.functional import make_support, precise
+from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
+from skrl.modes import precise
 from skrl.search.neighbors import (
     Localisation,
     NeighborIndex,
