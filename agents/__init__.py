@@ -8,7 +8,8 @@ from agents.startup import check_installation
 
 check_installation()
 
-from agents.common.nonfinite import NonFiniteError  # noqa: E402  a foreign `skrl` must be named before any import of it
+from agents.common.extras import missing_from_zoo  # noqa: E402  a foreign `skrl` must be named before any import of it
+from agents.common.nonfinite import NonFiniteError  # noqa: E402
 from agents.common.schema import ConfigError  # noqa: E402
 from agents.double_dqn import DoubleDQN  # noqa: E402
 from agents.dqk import DQK, DQKCnnPolicy, DQKMultiInputPolicy, DQKPolicy, PerturbationConfig  # noqa: E402
@@ -67,8 +68,5 @@ def __getattr__(name: str) -> Any:
     try:
         from agents.kernel_qrdqn import KernelQRDQN
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"KernelQRDQN needs {error.name}, which is not installed; "
-            'run: pip install "sparse-kernel-rl[zoo]", or in a checkout: pip install -e ".[zoo]"'
-        ) from error
+        raise ImportError(missing_from_zoo(name, error)) from error
     return KernelQRDQN

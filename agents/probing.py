@@ -121,8 +121,7 @@ def probe_agent(
         raise ValueError(f"steps is {steps}, but a probe needs at least 30; some thousand score well")
     if not 0.0 <= exploration_rate <= 1.0:
         raise ValueError(f"exploration_rate is {exploration_rate}, but must be a probability between 0 and 1")
-    own = make_vec_env(env, n_envs=1, seed=seed) if isinstance(env, str) else None
-    played = own or _vectorised(env)
+    played = _vectorised(env, seed)
     try:
         if played.num_envs != 1:
             raise ValueError(f"env has {played.num_envs} copies, but a probe plays one")
@@ -135,8 +134,8 @@ def probe_agent(
         played.seed(seed)
         seen, values = _play(model, played, variables or _entries, steps, exploration_rate, rng)
     finally:
-        if own is not None:
-            own.close()
+        if isinstance(env, str):
+            played.close()
     if noise:
         if not is_vector or noise < 0.0:
             raise ValueError(f"noise is {noise}, but must not be negative, and spoils vectors only")
@@ -187,8 +186,9 @@ def _entries(env: gym.Env[Any, Any], observation: npt.NDArray[Any]) -> Mapping[s
     return {f"x{index}": float(value) for index, value in enumerate(observation)}
 
 
-def _vectorised(env: GymEnv | str) -> VecEnv:
-    assert not isinstance(env, str)
+def _vectorised(env: GymEnv | str, seed: int) -> VecEnv:
+    if isinstance(env, str):
+        return make_vec_env(env, n_envs=1, seed=seed)
     return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
 
 

@@ -55,8 +55,12 @@ class LocalKernelConfig:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def read(cls, given: object) -> Self:
+    def read(cls, given: object, defaults: Mapping[str, object] | None = None) -> Self:
         """Settings from themselves, from a mapping of some of their fields, or from None for the defaults.
+
+        Args:
+            given: as said.
+            defaults: what a mapping, or None, differs from, where that is not the defaults of every field.
 
         Raises:
             ConfigError: it is something else, or a value is unknown or out of range.
@@ -64,7 +68,7 @@ class LocalKernelConfig:
         if isinstance(given, cls):
             return given
         if given is None or isinstance(given, Mapping):
-            return cls.from_mapping(given or {})
+            return cls.from_mapping({**(defaults or {}), **(given or {})})
         raise ConfigError(
             f"kernel is a {type(given).__name__}, but must be a {cls.__name__} or a mapping of its fields"
         )

@@ -117,9 +117,7 @@ def attach_kernel_head(
 
 
 def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelConfig:
-    if kernel is None or isinstance(kernel, Mapping):
-        kernel = {**KERNEL, **(kernel or {})}
-    config = KernelConfig.read(kernel)
+    config = KernelConfig.read(kernel, KERNEL)
     if config.head == "network_free":
         raise ValueError("kernel.head is 'network_free', which would leave the network out; take 'residual'")
     return config

@@ -53,10 +53,9 @@ class KernelQ(KernelDDQN):
                     f"KernelQ takes no gradient steps, so {name}={kwargs[name]!r} has no meaning; leave it out"
                 )
         self._bad_transitions = 0
-        if kernel is None or isinstance(kernel, Mapping):
-            given = kernel or {}
-            # Another head is refused below, for what it is and not for settings that it did not ask for.
-            kernel = {**(KERNEL if given.get("head", KERNEL["head"]) == KERNEL["head"] else {}), **given}
+        # Another head is refused below, for what it is and not for settings that it did not ask for.
+        other = isinstance(kernel, Mapping) and kernel.get("head", KERNEL["head"]) != KERNEL["head"]
+        kernel = KernelConfig.read(kernel, None if other else KERNEL)
         super().__init__(policy, env, kernel=kernel, **kwargs)
 
     def _make_kernel(self) -> ValueIteration:

@@ -196,7 +196,11 @@ class ReplayKernel:
                 trajectories.write(stretch, trajectories.solve(stretch, next_q + corrections))
                 residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
                 corrections = self.table.read(stretch.last_slots, residuals)
-            self._finish(supports, residuals, present, _choices_changed(next_q, corrections).float().mean())
+            self._write(residuals)
+            if self.looks_ahead:
+                next_prior = self._prior_means(self.q_net_target, supports.next_observations).mT
+                self._look_ahead(supports, present, next_prior)
+            self._finish(_choices_changed(next_q, corrections).float().mean())
         entering = corrections if self.corrects_targets else nothing
         trajectories.write(stretch, trajectories.solve(stretch, next_q + entering))
 
@@ -214,7 +218,10 @@ class ReplayKernel:
             residuals = self._residuals(improved - present, supports.filled)
             corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
         changed = _choices_changed(evaluating, corrections.mT) & supports.filled
-        self._finish(supports, residuals, present, changed.sum() / supports.filled.sum())
+        self._write(residuals)
+        if self.looks_ahead:
+            self._look_ahead(supports, present, evaluating.mT)
+        self._finish(changed.sum() / supports.filled.sum())
 
     def _present_values(self, supports: Supports) -> Float[Tensor, " points"]:
         """What the target network says of the supports, [m]."""
@@ -227,28 +234,59 @@ class ReplayKernel:
         """Zero where there is no support, and where its target is not finite, [m]."""
         return torch.where(kept & differences.isfinite(), differences, 0.0)
 
-    def _finish(self, supports: Supports, residuals: Tensor, present: Tensor, changed_share: Tensor) -> None:
-        """Write the residuals to both heads, optimistic ones with them, and describe the refresh."""
+    def _write(self, residuals: Float[Tensor, " points"]) -> None:
+        """Give the head the residuals of the supports."""
         self.head.write_targets(residuals.view(self.head.memory.mask.shape))
-        if self.looks_ahead:
-            self.head.write_optimistic_targets(self._look_ahead(supports, present))
+
+    def _finish(self, changed_share: Float[Tensor, ""]) -> None:
+        """Give the target network's head what the online one's has, and describe the refresh."""
         self.q_net_target.copy_kernel(self.q_net)
         self.diagnostics.changed_share = changed_share
 
-    def _look_ahead(self, supports: Supports, present: Float[Tensor, " points"]) -> Float[Tensor, "actions slots"]:
-        """Residuals of optimistic values, which get the bonus wherever they bootstrap, [A, C].
+    def _look_ahead(
+        self,
+        supports: Supports,
+        present: Float[Tensor, " points"] | float,
+        next_prior: Float[Tensor, "actions points"] | float,
+    ) -> None:
+        """Write the residuals of optimistic values, which get the bonus wherever they bootstrap.
 
-        Backups begin with the values that the last ones ended with, so that a bonus is felt ever further away.
+        Args:
+            supports: the present ones.
+            present: what the target network says of them, [m].
+            next_prior: what it says of the states they lead to, [A, m].
         """
-        shape = self.head.memory.mask.shape
-        prior = self._prior_means(self.q_net_target, supports.next_observations).mT
         bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
-        residuals = torch.zeros(shape, device=present.device)
+        residuals, self.next_optimistic = self._go_on(supports, self.next_optimistic, bonus, present, next_prior)
+        self.head.write_optimistic_targets(residuals.view(self.head.memory.mask.shape))
+
+    def _go_on(
+        self,
+        supports: Supports,
+        next_values: Float[Tensor, "actions points"],
+        bonus: Float[Tensor, "actions points"] | float = 0.0,
+        present: Float[Tensor, " points"] | float = 0.0,
+        next_prior: Float[Tensor, "actions points"] | float = 0.0,
+    ) -> tuple[Float[Tensor, " points"], Float[Tensor, "actions points"]]:
+        """Backups that begin with the values that the last ones ended with, so that they reach ever further.
+
+        Args:
+            supports: the present ones.
+            next_values: of the states they lead to, after the last backups, [A, m].
+            bonus: added to those wherever a backup bootstraps, [A, m].
+            present: what the network says of the supports, [m].
+            next_prior: what it says of the states they lead to, [A, m].
+
+        Returns:
+            Residuals of the supports, [m], and values of the states they lead to, [A, m], after ``sweeps`` backups.
+        """
+        residuals = torch.zeros_like(supports.rewards)
         for _ in range(self.config.sweeps):
-            improved = supports.rewards + supports.discounts * (self.next_optimistic + bonus).amax(0)
-            residuals = self._residuals(improved - present, supports.filled).view(shape)
-            self.next_optimistic = prior + bounded_correction(supports.indices, supports.weights, residuals)
-        return residuals
+            improved = supports.rewards + supports.discounts * (next_values + bonus).amax(0)
+            residuals = self._residuals(improved - present, supports.filled)
+            shaped = residuals.view(self.head.memory.mask.shape)
+            next_values = next_prior + bounded_correction(supports.indices, supports.weights, shaped)
+        return residuals, next_values
 
     def extend(self) -> None:
         """Read the transitions stored since the last call; find neighbours and weights where targets are corrected."""

@@ -9,7 +9,6 @@ import torch
 from agents.common.replay_view import NStep
 from agents.kernel_ddqn.replay_kernel import ReplayKernel, Supports
 from skrl.shapes import Float, Tensor
-from skrl.solve.local_weights import bounded_correction
 
 
 class ValueIteration(ReplayKernel):
@@ -34,11 +33,10 @@ class ValueIteration(ReplayKernel):
         super()._place_supports(features, sizes, steps)
 
     def _rebase_over_n_steps(self, supports: Supports) -> None:
-        shape, before = self.head.memory.mask.shape, self.next_values.argmax(0)
-        values = torch.zeros_like(supports.rewards)
-        for _ in range(self.config.sweeps):
-            improved = supports.rewards + supports.discounts * self.next_values.amax(0)
-            values = self._residuals(improved, supports.filled)
-            self.next_values = bounded_correction(supports.indices, supports.weights, values.view(shape))
+        before = self.next_values.argmax(0)
+        values, self.next_values = self._go_on(supports, self.next_values)
+        self._write(values)
+        if self.looks_ahead:
+            self._look_ahead(supports, 0.0, 0.0)
         changed = (self.next_values.argmax(0) != before) & supports.filled
-        self._finish(supports, values, torch.zeros_like(values), changed.sum() / supports.filled.sum())
+        self._finish(changed.sum() / supports.filled.sum())

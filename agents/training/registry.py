@@ -17,6 +17,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, is_image_spac
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.common.extras import missing_from_zoo
 from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
 from agents.dqk import DQK
@@ -86,10 +87,7 @@ class AgentSpec:
         try:
             found: type[BaseAlgorithm] = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"agent '{self.name}' needs {error.name}, which is not installed; "
-                'run: pip install "sparse-kernel-rl[zoo]", or in a checkout: pip install -e ".[zoo]"'
-            ) from error
+            raise ConfigError(missing_from_zoo(f"agent '{self.name}'", error)) from error
         return found
 
     @property
