@@ -19,7 +19,7 @@ from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
 from agents.common.nonfinite import NonFiniteGuard, Observation
 from agents.common.targets import double_q_target
-from skrl.shapes import Float, Int, Tensor
+from skrl.shapes import Float, Tensor
 
 TD_ERROR_MOMENTUM = 0.01
 """Weight of one update in the running mean of the absolute TD error."""
@@ -133,13 +133,7 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         """One gradient step towards the double-Q target; returns its statistics as tensors."""
         with torch.no_grad():
             target = double_q_target(batch.rewards, batch.discounts, *self._next_q_values(batch))
-        return self._regress(batch.observations, batch.actions, target)
-
-    def _regress(
-        self, observations: PyTorchObs, actions: Int[Tensor, " batch"], target: Float[Tensor, " batch"]
-    ) -> dict[str, Tensor]:
-        """One gradient step of m(s)_a towards given targets, [B]; returns its statistics as tensors."""
-        q_values = self.q_net(observations).gather(1, actions.unsqueeze(1)).squeeze(1)
+        q_values = self.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
         error = (q_values.detach() - target).abs().mean()
         loss = functional.smooth_l1_loss(q_values, target, beta=self._huber_beta())
         self.policy.optimizer.zero_grad()

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.common.regression_config import RegressionConfig
-from agents.common.schema import ConfigError, Count, Fraction, NonNegativeReal
+from agents.common.schema import ConfigError, Count, NonNegativeReal, Positive
 
 WITHOUT_MEANING = {
     ("averaging", "the averaging head solves nothing"): ("ridge", "localisation", "lengthscale_rule"),
     ("network_free", "the network-free head has no network beside it"): ("applies_to", "features"),
-    ("network_free", "the network-free head backs up values of supports, not of trajectories"): ("backup",),
 }
 """What a head lacks, and the settings that it therefore cannot honour."""
 
@@ -30,14 +29,14 @@ class KernelConfig(RegressionConfig):
     applies_to: Literal["both", "targets", "acting"] = "both"
     """Where the correction is added: `targets` of minibatches, `acting` and evaluation, or `both`."""
 
-    backup: Literal["n_step", "trajectory"] = "n_step"
-    """Bellman backups over `n_step` returns, or from there on along the `trajectory` while that is greedy."""
+    k: Count = 32
+    """Nearest support points that answer a query."""
 
-    trace_decay: Fraction = 0.9
-    """λ of the backups along trajectories: how much of the later target enters in place of the value there."""
+    ridge: Positive = 0.1
+    """Tikhonov term on the diagonal of the local Gram matrix: values are planned with, so they have to be fitted."""
 
-    sweeps: Count = 5
-    """Bellman backups through the cached neighbours at every refresh."""
+    sweeps: Count = 20
+    """Bellman backups through the cached neighbours at every refresh; they go on where the last ones ended."""
 
     refresh_interval: Count = 500
     """Environment steps between two choices of supports; targets are renewed at every target update."""
@@ -58,9 +57,5 @@ class KernelConfig(RegressionConfig):
             for name in names:
                 if self.head == head and getattr(self, name) != getattr(type(self), name):
                     raise ConfigError(f"kernel.{name} is {getattr(self, name)}, but {reason}; leave {name} out")
-        if self.backup == "n_step" and self.trace_decay != type(self).trace_decay:
-            raise ConfigError(
-                f"kernel.trace_decay is {self.trace_decay}, but n_step backups follow no trace; leave it out"
-            )
         if self.head == "averaging" and self.kernel == "polynomial":
             raise ConfigError("kernel.kernel is polynomial, but the averaging head weighs by distance; take another")

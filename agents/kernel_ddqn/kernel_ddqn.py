@@ -62,10 +62,7 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as in :class:`DoubleDQN`."""
-        kernel = self._kernel()
-        kernel.extend()
-        if kernel.trajectories is not None and kernel.trajectories.are_stale:
-            kernel.refresh(self.num_timesteps)
+        self._kernel().extend()
         super().train(gradient_steps, batch_size)
 
     def _setup_model(self) -> None:
@@ -75,8 +72,7 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
         self.n_steps = n_steps
 
     def _make_kernel(self) -> ReplayKernel:
-        view = ReplayView.of(self)
-        return ReplayKernel(self.q_net, self.q_net_target, view, self.rng, hard_updates=self.tau == 1.0)
+        return ReplayKernel(self.q_net, self.q_net_target, ReplayView.of(self), self.rng)
 
     def _on_step(self) -> None:
         super()._on_step()
@@ -84,14 +80,6 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
         # After the target update, never before: the residuals are relative to the new target network.
         if copied and self.num_timesteps > self.learning_starts:
             self._kernel().refresh(self.num_timesteps)
-
-    def _gradient_step(self, batch_size: int) -> dict[str, Tensor]:
-        kernel = self._kernel()
-        trajectories, view = kernel.trajectories, kernel.view
-        if trajectories is None:
-            return super()._gradient_step(batch_size)
-        slots = trajectories.sample(batch_size, self.rng)
-        return self._regress(view.observations(slots), view.actions(slots), trajectories.lookup(slots))
 
     def _sample_batch(self, batch_size: int) -> TransitionBatch:
         kernel = self._kernel()

@@ -7,24 +7,22 @@ from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
-from agents.kernel_ddqn.value_iteration import ValueIteration
 
 GRADIENT_SETTINGS = ("learning_rate", "batch_size", "gradient_steps", "tau", "max_grad_norm", "huber_threshold")
 
-KERNEL: dict[str, Any] = {"head": "network_free", "k": 32, "ridge": 0.1, "sweeps": 20, "exploration": "lookahead"}
-"""Settings in place of those of KernelConfig: no network carries values on, so the memory has to fit them itself."""
+KERNEL: dict[str, Any] = {"head": "network_free", "exploration": "lookahead"}
+"""Settings in place of those of KernelConfig."""
 
 
 class KernelQ(KernelDDQN):
     """Network-free agent: the replay memory alone carries the action values.
 
-    Every ``target_update_interval`` environment steps :class:`~agents.kernel_ddqn.value_iteration.ValueIteration` backs
-    up the values of the supports ``kernel.sweeps`` times, and optimistic ones that exploring follows. For observations
-    of a few dimensions; in more, neighbours are too far away to say much.
+    Every ``target_update_interval`` environment steps the values of the supports are backed up ``kernel.sweeps`` times,
+    and optimistic ones that exploring follows. For observations of a few dimensions; in more, neighbours are too far
+    away to say much.
 
     Args:
         policy: as in :class:`KernelDDQN`.
@@ -57,9 +55,6 @@ class KernelQ(KernelDDQN):
         other = isinstance(kernel, Mapping) and kernel.get("head", KERNEL["head"]) != KERNEL["head"]
         kernel = KernelConfig.read(kernel, None if other else KERNEL)
         super().__init__(policy, env, kernel=kernel, **kwargs)
-
-    def _make_kernel(self) -> ValueIteration:
-        return ValueIteration(self.q_net, self.q_net_target, ReplayView.of(self), self.rng)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log.

@@ -35,9 +35,7 @@ class LiveKernel(ReplayKernel):
             )
         check_returns(model)
         self.model = model
-        super().__init__(policy.online, policy.target, ReplayView.of(model), rng, hard_updates=model.tau == 1.0)
-        # Only backups need corrections of stored states.
-        self.reads_every_state = self.config.backup == "trajectory" or self.looks_ahead
+        super().__init__(policy.online, policy.target, ReplayView.of(model), rng)
         self._updates_seen: int | None = None
 
     def after_rollout(self) -> None:

@@ -14,10 +14,8 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts
 from agents.common.replay_view import NStep, ReplayView, Slots
-from agents.common.targets import double_q_target
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.kernel_network import KernelNetwork
-from agents.kernel_ddqn.trajectories import Trajectories
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Bool, Float, Tensor
 from skrl.solve.local_weights import bounded_correction
@@ -72,40 +70,30 @@ class ReplayKernel:
     """Chooses supports among replayed transitions, keeps their residuals, and reads R(s', ·) of stored next states.
 
     ``rebuild`` chooses supports and finds neighbours and weights of every next state; ``rebase`` only renews the
-    residuals, by a few Bellman backups through those neighbours: along whole trajectories, which gives a target to
-    every stored transition, or over n steps from the supports alone. Both must follow the target update: a correction
-    computed against the old target network would be counted twice.
+    residuals, by Bellman backups through those neighbours. Backups begin with the values that the last ones ended with,
+    so that from refresh to refresh a value is carried ever further: kernel value iteration (D. Ormoneit and Ś. Sen,
+    *Kernel-Based Reinforcement Learning*, 2002), with the network as the mean function. Both must follow the target
+    update: a correction computed against the old target network would be counted twice.
 
     Args:
         q_net: the online network; its head is written.
         q_net_target: the target network; its head receives a copy.
         view: the replay buffer.
         rng: source of every random choice.
-        hard_updates: the target update copies the online network, so both give equal values after it.
     """
 
     def __init__(
-        self,
-        q_net: KernelNetwork,
-        q_net_target: KernelNetwork,
-        view: ReplayView,
-        rng: np.random.Generator,
-        hard_updates: bool = True,
+        self, q_net: KernelNetwork, q_net_target: KernelNetwork, view: ReplayView, rng: np.random.Generator
     ) -> None:
-        self.q_net, self.q_net_target, self.view, self.hard_updates = q_net, q_net_target, view, hard_updates
+        self.q_net, self.q_net_target, self.view = q_net, q_net_target, view
         self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.corrects_targets = self.config.applies_to != "acting"
         self.looks_ahead = self.config.exploration == "lookahead"
-        self.reads_every_state = self.corrects_targets or self.config.backup == "trajectory" or self.looks_ahead
-        self.trajectories: Trajectories | None = None
-        if self.config.backup == "trajectory":
-            self.trajectories = Trajectories(view, self.config.trace_decay, self.head.lengthscale.device)
-        # Optimistic values of the states that supports lead to, [A, m], where exploring looks ahead.
-        self.next_optimistic = torch.zeros(0, device=self.head.lengthscale.device)
+        # Of the states that supports lead to, [A, m]: their values, and optimistic ones where exploring looks ahead.
+        self.next_values = self.next_optimistic = torch.zeros(0, device=self.head.lengthscale.device)
         self.supports: Supports | None = None
-        self.rows_since_rebuild = 0
         self.steps_at_rebuild = 0
         self.table = CorrectionTable(self.head, self.feature_map, view)
         zero = torch.zeros((), device=self.head.lengthscale.device)
@@ -155,7 +143,6 @@ class ReplayKernel:
         self.feature_map.freeze(self.q_net_target.trunk())
         slots, usable = self.table.read_features()
         if not usable.any():
-            self.rebase()
             return
         self.feature_map.fit(self.table.raw[torch.from_numpy(slots[usable])])
         chosen, sizes = self._choose(slots[usable])
@@ -163,12 +150,8 @@ class ReplayKernel:
         steps = self.view.n_step(chosen.reshape(-1))
         self._place_supports(features, sizes, steps)
         self.lengthscale.apply()
-        # Backups over n steps need those next states alone to which supports lead.
-        self.diagnostics.variance_mean = self.table.localise(
-            slots if self.reads_every_state else np.unique(steps.last_slots)
-        )
+        self.diagnostics.variance_mean = self.table.localise(slots)
         self.supports = self._describe(chosen.reshape(-1), steps)
-        self.rows_since_rebuild = 0
         self.rebase()
         if isinstance(self.head, ResidualHead):
             self.diagnostics.leave_one_out_error = self.lengthscale.judge()
@@ -176,52 +159,19 @@ class ReplayKernel:
     @torch.no_grad()
     def rebase(self) -> None:
         """Residuals of the supports against the present target network, after ``sweeps`` backups through the kernel."""
-        if self.trajectories is not None:
-            self.extend()
-            self._rebase_along(self.trajectories)
-        elif self.supports is not None:
-            self._rebase_over_n_steps(self.supports)
-
-    def _rebase_along(self, trajectories: Trajectories) -> None:
-        """The residuals, and with them a target of every stored transition."""
-        stretch = trajectories.open()
-        next_q = self._prior_means(self.q_net_target, self.view.next_observations(stretch.last_slots))
-        corrections = nothing = torch.zeros_like(next_q)
         supports = self.supports
-        if supports is not None:
-            present = self._present_values(supports)
-            overwritten = torch.from_numpy(np.isin(supports.slots, self.view.newest(self.rows_since_rebuild)))
-            kept = supports.filled & ~overwritten.to(supports.filled.device)
-            for _ in range(self.config.sweeps):
-                trajectories.write(stretch, trajectories.solve(stretch, next_q + corrections))
-                residuals = self._residuals(trajectories.lookup(supports.slots) - present, kept)
-                corrections = self.table.read(stretch.last_slots, residuals)
-            self._write(residuals)
-            if self.looks_ahead:
-                next_prior = self._prior_means(self.q_net_target, supports.next_observations).mT
-                self._look_ahead(supports, present, next_prior)
-            self._finish(_choices_changed(next_q, corrections).float().mean())
-        entering = corrections if self.corrects_targets else nothing
-        trajectories.write(stretch, trajectories.solve(stretch, next_q + entering))
-
-    def _rebase_over_n_steps(self, supports: Supports) -> None:
-        memory = self.head.memory
+        if supports is None:
+            return
         present = self._present_values(supports)
-        evaluating = self._prior_means(self.q_net_target, supports.next_observations)
-        choosing = evaluating if self.hard_updates else self._prior_means(self.q_net, supports.next_observations)
-        corrections = torch.zeros_like(supports.next_variance)
-        residuals = torch.zeros_like(supports.rewards)
-        for _ in range(self.config.sweeps):
-            improved = double_q_target(
-                supports.rewards, supports.discounts, choosing + corrections.mT, evaluating + corrections.mT
-            )
-            residuals = self._residuals(improved - present, supports.filled)
-            corrections = bounded_correction(supports.indices, supports.weights, residuals.view(memory.mask.shape))
-        changed = _choices_changed(evaluating, corrections.mT) & supports.filled
+        next_prior = self._prior_means(self.q_net_target, supports.next_observations).mT
+        before = self.next_values
+        residuals, self.next_values = self._back_up(supports, before, 0.0, present, next_prior)
         self._write(residuals)
         if self.looks_ahead:
-            self._look_ahead(supports, present, evaluating.mT)
-        self._finish(changed.sum() / supports.filled.sum())
+            self._look_ahead(supports, present, next_prior)
+        self.q_net_target.copy_kernel(self.q_net)
+        changed = (self.next_values.argmax(0) != before.argmax(0)) & supports.filled
+        self.diagnostics.changed_share = changed.sum() / supports.filled.sum()
 
     def _present_values(self, supports: Supports) -> Float[Tensor, " points"]:
         """What the target network says of the supports, [m]."""
@@ -238,16 +188,11 @@ class ReplayKernel:
         """Give the head the residuals of the supports."""
         self.head.write_targets(residuals.view(self.head.memory.mask.shape))
 
-    def _finish(self, changed_share: Float[Tensor, ""]) -> None:
-        """Give the target network's head what the online one's has, and describe the refresh."""
-        self.q_net_target.copy_kernel(self.q_net)
-        self.diagnostics.changed_share = changed_share
-
     def _look_ahead(
         self,
         supports: Supports,
-        present: Float[Tensor, " points"] | float,
-        next_prior: Float[Tensor, "actions points"] | float,
+        present: Float[Tensor, " points"],
+        next_prior: Float[Tensor, "actions points"],
     ) -> None:
         """Write the residuals of optimistic values, which get the bonus wherever they bootstrap.
 
@@ -257,28 +202,28 @@ class ReplayKernel:
             next_prior: what it says of the states they lead to, [A, m].
         """
         bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
-        residuals, self.next_optimistic = self._go_on(supports, self.next_optimistic, bonus, present, next_prior)
+        residuals, self.next_optimistic = self._back_up(supports, self.next_optimistic, bonus, present, next_prior)
         self.head.write_optimistic_targets(residuals.view(self.head.memory.mask.shape))
 
-    def _go_on(
+    def _back_up(
         self,
         supports: Supports,
         next_values: Float[Tensor, "actions points"],
-        bonus: Float[Tensor, "actions points"] | float = 0.0,
-        present: Float[Tensor, " points"] | float = 0.0,
-        next_prior: Float[Tensor, "actions points"] | float = 0.0,
+        bonus: Float[Tensor, "actions points"] | float,
+        present: Float[Tensor, " points"],
+        next_prior: Float[Tensor, "actions points"],
     ) -> tuple[Float[Tensor, " points"], Float[Tensor, "actions points"]]:
-        """Backups that begin with the values that the last ones ended with, so that they reach ever further.
+        """Bellman backups through the kernel, as many as ``sweeps`` says.
 
         Args:
             supports: the present ones.
-            next_values: of the states they lead to, after the last backups, [A, m].
+            next_values: of the states they lead to, to begin with, [A, m].
             bonus: added to those wherever a backup bootstraps, [A, m].
             present: what the network says of the supports, [m].
             next_prior: what it says of the states they lead to, [A, m].
 
         Returns:
-            Residuals of the supports, [m], and values of the states they lead to, [A, m], after ``sweeps`` backups.
+            Residuals of the supports, [m], and values of the states they lead to, [A, m].
         """
         residuals = torch.zeros_like(supports.rewards)
         for _ in range(self.config.sweeps):
@@ -289,15 +234,11 @@ class ReplayKernel:
         return residuals, next_values
 
     def extend(self) -> None:
-        """Read the transitions stored since the last call; find neighbours and weights where targets are corrected."""
-        if self.supports is None and self.trajectories is None:
+        """Read the transitions stored since the last call; find neighbours and weights of the states they lead to."""
+        if self.supports is None:
             return
         slots = self.table.read_new()
-        rows = len(slots) // self.view.buffer.n_envs
-        self.rows_since_rebuild += rows
-        if self.trajectories is not None:
-            self.trajectories.note(rows)
-        if self.supports is not None and self.reads_every_state and len(slots):
+        if len(slots):
             self.table.localise(slots)
 
     def next_corrections(self, slots: Slots) -> Float[Tensor, "batch actions"]:
@@ -324,9 +265,10 @@ class ReplayKernel:
 
     def _place_supports(self, features: Float[Tensor, "actions points dim"], sizes: Tensor, steps: NStep) -> None:
         """Write chosen supports to the memory; ``steps`` are the returns that begin there."""
+        # The supports of until now know what the new ones lead to.
+        prior = self._prior_means(self.q_net_target, self.view.next_observations(steps.last_slots))
+        self.next_values = (prior + self.table.lookup(steps.last_slots)).mT
         if self.looks_ahead:
-            # The supports of until now know what the new ones lead to.
-            prior = self._prior_means(self.q_net_target, self.view.next_observations(steps.last_slots))
             self.next_optimistic = (prior + self.table.read(steps.last_slots, self.head.optimistic_targets)).mT
         self.head.memory.write(features, sizes)
 
@@ -349,10 +291,3 @@ class ReplayKernel:
 
     def _prior_means(self, network: KernelNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
         return in_parts(network.prior_mean, observations, CHUNK)
-
-
-def _choices_changed(
-    values: Float[Tensor, "states actions"], corrections: Float[Tensor, "states actions"]
-) -> Bool[Tensor, " states"]:
-    """Where the corrections make another action the greedy one."""
-    return values.argmax(1) != (values + corrections).argmax(1)

@@ -76,11 +76,14 @@ def test_residuals_are_the_backed_up_targets_minus_the_target_network() -> None:
     kernel = _kernel(model)
     supports = kernel.supports
     assert supports is not None
+    best = kernel.next_values.amax(0)
     kernel.rebase()
     with torch.no_grad():
         values = model.q_net_target.prior_mean(supports.observations)
         present = values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
-        best = model.q_net_target.prior_mean(supports.next_observations).amax(1)
+        reached = model.q_net_target.prior_mean(supports.next_observations)
+        reached += model.q_net.head.correction(model.q_net.feature_map(supports.next_observations))
+    assert torch.allclose(kernel.next_values.mT[supports.filled], reached[supports.filled], atol=1e-5)
     expected = supports.rewards + supports.discounts * best - present
     stored = model.q_net.head.memory.targets.reshape(-1)
     assert torch.allclose(stored[supports.filled], expected[supports.filled], atol=1e-5)
