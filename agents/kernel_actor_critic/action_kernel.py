@@ -63,8 +63,7 @@ class ActionKernel:
 
     A pair is one point, the observation's features beside the action, each entry standardised. Choosing supports finds
     neighbours and weights of the pairs that follow them; re-basing renews the residuals through these alone, because
-    polyak averaging moves the target networks at every step. Backups begin with the values that the last ones ended
-    with, so that from one to the next a value is carried ever further.
+    polyak averaging moves the target networks at every step.
 
     Args:
         observation_space: of the policy.
@@ -92,8 +91,6 @@ class ActionKernel:
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.transitions: Transitions | None = None
-        # Of the pairs that follow the supports, [m], the entropy of the policy counted.
-        self.next_values = torch.zeros(0, device=device)
         self.steps_at_rebuild, self.steps_at_rebase = 0, 0
         self.leave_one_out_error = torch.zeros((), device=device)
         self.refresh_seconds = 0.0
@@ -140,7 +137,7 @@ class ActionKernel:
             return
         started = time.perf_counter()
         if rebuilds:
-            self.transitions = self._choose(view, values, next_actions, entropy_weight)
+            self.transitions = self._choose(view, next_actions)
             self.steps_at_rebuild = num_timesteps
         assert self.transitions is not None
         self._rebase(self.transitions, values, entropy_weight)
@@ -149,20 +146,12 @@ class ActionKernel:
             self.leave_one_out_error = self.lengthscale.judge()
         self.refresh_seconds = time.perf_counter() - started
 
-    def _choose(
-        self, view: ReplayView, values: Values, next_actions: NextActions, entropy_weight: Tensor | float
-    ) -> Transitions:
+    def _choose(self, view: ReplayView, next_actions: NextActions) -> Transitions:
         slots = torch.from_numpy(view.slots())
         chosen = newest_and_uniform(slots, self.config.capacity, self.config.newest_fraction, self.generator).numpy()
         steps = view.n_step(chosen)
         observations, actions = view.observations(chosen), view.action_vectors(chosen)
         following = view.next_observations(steps.last_slots)
-        acted, log_probabilities = _in_parts(next_actions, following)
-        # The supports of until now know what the new ones lead to.
-        known = torch.cat(
-            [self.head.correction(part)[:, 0] for part in torch.split(self._points(following, acted), CHUNK)]
-        )
-        self.next_values = _of_pairs(values, following, acted) - entropy_weight * log_probabilities + known
         raw = self._raw(observations, actions)
         rewards = torch.from_numpy(steps.rewards).to(raw.device)
         finite = raw.isfinite().all(1) & rewards.isfinite()
@@ -171,6 +160,7 @@ class ActionKernel:
         points[0, : len(raw)] = (raw - self.mean) / self.scale
         self.head.memory.write(points, torch.tensor([len(raw)]))
         self.lengthscale.apply()
+        acted, log_probabilities = _in_parts(next_actions, following)
         local = [self.head.localise(part) for part in torch.split(self._points(following, acted), CHUNK)]
         discounts = torch.from_numpy(steps.discounts).to(raw.device)
         return Transitions(
@@ -182,13 +172,14 @@ class ActionKernel:
         present = _of_pairs(values, transitions.observations, transitions.actions)
         following = _of_pairs(values, transitions.next_observations, transitions.next_actions)
         following = following - entropy_weight * transitions.log_probabilities
+        corrections = torch.zeros_like(present)
         residuals = present.new_zeros(1, self.head.memory.capacity)
         for _ in range(self.config.sweeps):
-            improved = transitions.rewards + transitions.discounts * self.next_values
+            improved = transitions.rewards + transitions.discounts * (following + corrections)
             known = transitions.finite & improved.isfinite() & present.isfinite()
             residuals[0, : len(present)] = torch.where(known, improved - present, 0.0)
             self.head.write_targets(residuals)
-            self.next_values = following + torch.cat([self.head.read(part)[0] for part in transitions.local])
+            corrections = torch.cat([self.head.read(part)[0] for part in transitions.local])
 
     def _points(self, observations: PyTorchObs, actions: Tensor) -> Float[Tensor, "batch dim"]:
         """Standardised features of pairs, [B, d]."""

@@ -17,7 +17,7 @@ class ActionKernelConfig(RegressionConfig):
     """
 
     sweeps: Count = 5
-    """Bellman backups through the cached neighbours at every refresh; they go on where the last ones ended."""
+    """Bellman backups through the cached neighbours at every refresh."""
 
     refresh_interval: Count = 500
     """Environment steps between two choices of supports."""

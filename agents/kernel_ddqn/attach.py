@@ -26,7 +26,7 @@ from agents.kernel_ddqn.prior_network import check_model, copy_network, policy_a
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from skrl.shapes import Tensor
 
-KERNEL: dict[str, Any] = {"capacity": 8000, "k": 16, "ridge": 1.0, "sweeps": 15}
+KERNEL: dict[str, Any] = {"capacity": 8000, "sweeps": 15}
 """Settings in place of those of KernelConfig: the network stands still, so values can be backed up to their end."""
 
 STEPS = 10_000

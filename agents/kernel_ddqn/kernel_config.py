@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.common.regression_config import RegressionConfig
-from agents.common.schema import ConfigError, Count, NonNegativeReal, Positive
+from agents.common.schema import ConfigError, Count, NonNegativeReal
 
 WITHOUT_MEANING = {
     ("averaging", "the averaging head solves nothing"): ("ridge", "localisation", "lengthscale_rule"),
     ("network_free", "the network-free head has no network beside it"): ("applies_to", "features"),
+    ("network_free", "the network-free head has nothing but its own values to begin with"): ("backup",),
 }
 """What a head lacks, and the settings that it therefore cannot honour."""
 
@@ -29,14 +30,11 @@ class KernelConfig(RegressionConfig):
     applies_to: Literal["both", "targets", "acting"] = "both"
     """Where the correction is added: `targets` of minibatches, `acting` and evaluation, or `both`."""
 
-    k: Count = 32
-    """Nearest support points that answer a query."""
+    sweeps: Count = 5
+    """Bellman backups through the cached neighbours at every refresh."""
 
-    ridge: Positive = 0.1
-    """Tikhonov term on the diagonal of the local Gram matrix: values are planned with, so they have to be fitted."""
-
-    sweeps: Count = 20
-    """Bellman backups through the cached neighbours at every refresh; they go on where the last ones ended."""
+    backup: Literal["restart", "continue"] = "restart"
+    """What the first of them begins with: the network's values (`restart`) or those of the last (`continue`)."""
 
     refresh_interval: Count = 500
     """Environment steps between two choices of supports; targets are renewed at every target update."""

@@ -36,6 +36,8 @@ class LiveKernel(ReplayKernel):
         check_returns(model)
         self.model = model
         super().__init__(policy.online, policy.target, ReplayView.of(model), rng)
+        # Only such backups need corrections of stored states.
+        self.reads_every_state = self.continues or self.looks_ahead
         self._updates_seen: int | None = None
 
     def after_rollout(self) -> None:

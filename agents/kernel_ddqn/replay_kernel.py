@@ -19,7 +19,7 @@ from agents.kernel_ddqn.kernel_network import KernelNetwork
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Bool, Float, Tensor
 from skrl.solve.local_weights import bounded_correction
-from skrl.value_heads import ResidualHead
+from skrl.value_heads import NetworkFreeHead, ResidualHead
 
 CHUNK = 1024
 """Observations that one forward pass of a refresh holds at once."""
@@ -70,10 +70,12 @@ class ReplayKernel:
     """Chooses supports among replayed transitions, keeps their residuals, and reads R(s', ·) of stored next states.
 
     ``rebuild`` chooses supports and finds neighbours and weights of every next state; ``rebase`` only renews the
-    residuals, by Bellman backups through those neighbours. Backups begin with the values that the last ones ended with,
-    so that from refresh to refresh a value is carried ever further: kernel value iteration (D. Ormoneit and Ś. Sen,
-    *Kernel-Based Reinforcement Learning*, 2002), with the network as the mean function. Both must follow the target
-    update: a correction computed against the old target network would be counted twice.
+    residuals, by a few Bellman backups through those neighbours. Both must follow the target update: a correction
+    computed against the old target network would be counted twice.
+
+    Backups that continue begin with the values that the last ones ended with, so that from refresh to refresh a value
+    is carried ever further: kernel value iteration (D. Ormoneit and Ś. Sen, *Kernel-Based Reinforcement Learning*,
+    2002), with the network, if there is one, as the mean function.
 
     Args:
         q_net: the online network; its head is written.
@@ -91,7 +93,9 @@ class ReplayKernel:
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.corrects_targets = self.config.applies_to != "acting"
         self.looks_ahead = self.config.exploration == "lookahead"
-        # Of the states that supports lead to, [A, m]: their values, and optimistic ones where exploring looks ahead.
+        self.continues = self.config.backup == "continue" or isinstance(self.head, NetworkFreeHead)
+        self.reads_every_state = self.corrects_targets or self.continues or self.looks_ahead
+        # Of the states that supports lead to, [A, m], where they are needed: values, and optimistic ones.
         self.next_values = self.next_optimistic = torch.zeros(0, device=self.head.lengthscale.device)
         self.supports: Supports | None = None
         self.steps_at_rebuild = 0
@@ -150,7 +154,10 @@ class ReplayKernel:
         steps = self.view.n_step(chosen.reshape(-1))
         self._place_supports(features, sizes, steps)
         self.lengthscale.apply()
-        self.diagnostics.variance_mean = self.table.localise(slots)
+        # Backups that restart need those next states alone to which supports lead.
+        self.diagnostics.variance_mean = self.table.localise(
+            slots if self.reads_every_state else np.unique(steps.last_slots)
+        )
         self.supports = self._describe(chosen.reshape(-1), steps)
         self.rebase()
         if isinstance(self.head, ResidualHead):
@@ -164,7 +171,7 @@ class ReplayKernel:
             return
         present = self._present_values(supports)
         next_prior = self._prior_means(self.q_net_target, supports.next_observations).mT
-        before = self.next_values
+        before = self.next_values if self.continues else next_prior
         residuals, self.next_values = self._back_up(supports, before, 0.0, present, next_prior)
         self._write(residuals)
         if self.looks_ahead:
@@ -234,11 +241,11 @@ class ReplayKernel:
         return residuals, next_values
 
     def extend(self) -> None:
-        """Read the transitions stored since the last call; find neighbours and weights of the states they lead to."""
+        """Read the transitions stored since the last call; find neighbours and weights where anything reads them."""
         if self.supports is None:
             return
         slots = self.table.read_new()
-        if len(slots):
+        if self.reads_every_state and len(slots):
             self.table.localise(slots)
 
     def next_corrections(self, slots: Slots) -> Float[Tensor, "batch actions"]:
@@ -265,10 +272,10 @@ class ReplayKernel:
 
     def _place_supports(self, features: Float[Tensor, "actions points dim"], sizes: Tensor, steps: NStep) -> None:
         """Write chosen supports to the memory; ``steps`` are the returns that begin there."""
-        # The supports of until now know what the new ones lead to.
-        prior = self._prior_means(self.q_net_target, self.view.next_observations(steps.last_slots))
-        self.next_values = (prior + self.table.lookup(steps.last_slots)).mT
-        if self.looks_ahead:
+        if self.continues or self.looks_ahead:
+            # The supports of until now know what the new ones lead to.
+            prior = self._prior_means(self.q_net_target, self.view.next_observations(steps.last_slots))
+            self.next_values = (prior + self.table.lookup(steps.last_slots)).mT
             self.next_optimistic = (prior + self.table.read(steps.last_slots, self.head.optimistic_targets)).mT
         self.head.memory.write(features, sizes)
 

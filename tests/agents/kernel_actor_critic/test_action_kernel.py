@@ -96,15 +96,3 @@ def test_a_bad_transition_is_no_support_and_harms_no_other() -> None:
     spoilt.refresh(replay, zero, resting, 0.0, 400)
     assert spoilt.head.memory.targets.isfinite().all()
     assert torch.allclose(spoilt.correction(QUERIES, DONE), clean.correction(QUERIES, DONE), atol=0.3)
-
-
-def test_backups_go_on_where_the_last_ones_ended() -> None:
-    """Resting for ever at a constant reward is worth r / (1 − γ), however few sweeps a refresh has."""
-    kernel, replay = make(sweeps=1, refresh_interval=500, rebase_interval=50), view(ends=False)
-    replay.buffer.rewards[:] = 1.0
-    for step in range(400, 2900, 50):
-        kernel.refresh(replay, zero, resting, 0.0, step)
-    assert kernel.correction(QUERIES, DONE).min() > 8.0  # of 10, which a ridge keeps it below
-    kernel.refresh(replay, zero, resting, 0.0, 2900)  # chooses supports anew
-    assert kernel.steps_at_rebuild == 2900
-    assert kernel.correction(QUERIES, DONE).min() > 8.0

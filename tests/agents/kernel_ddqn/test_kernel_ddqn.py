@@ -79,7 +79,7 @@ def test_both_corrects_both() -> None:
 
 
 @pytest.mark.parametrize("features", ["observation", "both"])
-def test_acting_alone_sweeps_too(features: str) -> None:
+def test_acting_alone_still_sweeps_and_localises_nothing_else(features: str) -> None:
     model = _trained("acting", kernel={"features": features, "capacity": 40})
     kernel = model._kernel()
     kernel.extend()
@@ -89,6 +89,8 @@ def test_acting_alone_sweeps_too(features: str) -> None:
     kept = bounded_correction(supports.indices, supports.weights, model.q_net.head.memory.targets.squeeze(-1))
     assert kept.abs().max() > 0
     assert torch.allclose(kept[:, supports.filled], fresh.mT[:, supports.filled], atol=1e-5)
+    localised = kernel.table.weights.abs().sum((0, 2)) > 0
+    assert localised.sum() < kernel.view.size - 50
 
 
 def test_a_buffer_that_wraps_around_is_read_anew_for_acting_alone() -> None:

@@ -71,18 +71,20 @@ def test_new_transitions_are_served_before_the_next_rebuild() -> None:
     assert torch.allclose(kernel.next_corrections(newest), fresh, atol=1e-5)
 
 
-def test_residuals_are_the_backed_up_targets_minus_the_target_network() -> None:
-    model = _trained(kernel={**SETTINGS["kernel"], "sweeps": 1})
+@pytest.mark.parametrize("backup", ["restart", "continue"])
+def test_residuals_are_the_backed_up_targets_minus_the_target_network(backup: str) -> None:
+    model = _trained(kernel={**SETTINGS["kernel"], "sweeps": 1, "backup": backup})
     kernel = _kernel(model)
     supports = kernel.supports
     assert supports is not None
-    best = kernel.next_values.amax(0)
+    known = kernel.next_values.mT
     kernel.rebase()
     with torch.no_grad():
         values = model.q_net_target.prior_mean(supports.observations)
         present = values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
         reached = model.q_net_target.prior_mean(supports.next_observations)
-        reached += model.q_net.head.correction(model.q_net.feature_map(supports.next_observations))
+        best = (reached if backup == "restart" else known).amax(1)
+        reached = reached + model.q_net.head.correction(model.q_net.feature_map(supports.next_observations))
     assert torch.allclose(kernel.next_values.mT[supports.filled], reached[supports.filled], atol=1e-5)
     expected = supports.rewards + supports.discounts * best - present
     stored = model.q_net.head.memory.targets.reshape(-1)

@@ -69,8 +69,7 @@ def test_residuals_are_those_of_the_means_of_the_quantiles() -> None:
     assert supports is not None
     with torch.no_grad():
         network = target.prior_mean
-        kernel.next_values = network(supports.next_observations).mT
-        next_values = kernel.next_values.amax(0)
+        next_values = network(supports.next_observations).amax(1)
         present = network(supports.observations).gather(1, supports.actions.unsqueeze(1)).squeeze(1)
     kernel.config = type(kernel.config)(**{**KERNEL, "sweeps": 1})
     kernel.rebase()
