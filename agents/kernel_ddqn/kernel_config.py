@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from typing_extensions import Self
+
 from agents.common.regression_config import RegressionConfig
+from agents.common.retired import upgraded
 from agents.common.schema import ConfigError, Count, NonNegativeReal
 
 WITHOUT_MEANING = {
@@ -47,6 +51,11 @@ class KernelConfig(RegressionConfig):
 
     features: Literal["observation", "penultimate", "both"] = "observation"
     """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> Self:
+        """As in the parent; takes the settings of older models too."""
+        return super().from_mapping(upgraded(values))
 
     def __post_init__(self) -> None:
         """Coerce every field to its type and reject what is out of range."""

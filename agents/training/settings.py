@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from agents.common.retired import upgraded
 from agents.common.schema import (
     ConfigError,
     UnknownSettingError,
@@ -123,6 +124,8 @@ def _checked(spec: AgentSpec, values: Mapping[str, Any], source: str, *, command
     """The values in the types of the agent's settings; every complaint names its source."""
     hints = leaf_types(spec.config)
     try:
+        if isinstance(values.get("kernel"), Mapping):
+            values = {**values, "kernel": upgraded(values["kernel"])}
         for name in values:
             if not command_line and is_command_line_only(hints.get(name)):
                 raise ConfigError(f"'{name}' belongs on the command line (--{name}), not into a file")

@@ -92,12 +92,12 @@ AGENTS: dict[str, tuple[type[BaseAlgorithm], Factory]] = {
     "ddqn": (DoubleDQN, _off_policy(DoubleDQN, n_steps=3)),
     "kernel_ddqn": (KernelDDQN, _kernel(KernelDDQN, "residual")),
     "kernel_ddqn_ablated": (KernelDDQN, _kernel(KernelDDQN, "residual", **ABLATED)),
-    "kernel_ddqn_lookahead": (KernelDDQN, _kernel(KernelDDQN, "residual", exploration="lookahead")),
+    "kernel_ddqn_continue": (KernelDDQN, _kernel(KernelDDQN, "residual", backup="continue", exploration="lookahead")),
     "knn_ddqn": (KernelDDQN, _kernel(KernelDDQN, "averaging")),
     "kernel_qrdqn": (KernelQRDQN, _kernel(KernelQRDQN, "residual")),
     "kernel_qrdqn_ablated": (
         KernelQRDQN,
-        _kernel(KernelQRDQN, "residual", exploration="lookahead", **ABLATED),
+        _kernel(KernelQRDQN, "residual", backup="continue", exploration="lookahead", **ABLATED),
     ),
     "dqk": (DQK, _off_policy(DQK, kernel={"capacity": 40, "k": 4, "projection_dim": 16})),
     "kernel_q": (KernelQ, _kernel(KernelQ, "network_free")),
@@ -216,7 +216,7 @@ def test_learns_from_several_environments_with_callbacks_and_schedules(agent) ->
     assert cls is KernelQ or model.policy.optimizer.param_groups[0]["lr"] < 1e-3
 
 
-@pytest.mark.parametrize("name", ["kernel_ddqn", "kernel_ddqn_ablated", "kernel_ddqn_lookahead", "kernel_qrdqn", "dqk"])
+@pytest.mark.parametrize("name", ["kernel_ddqn", "kernel_ddqn_ablated", "kernel_ddqn_continue", "kernel_qrdqn", "dqk"])
 @pytest.mark.parametrize(("policy", "env_class"), [("CnnPolicy", PictureEnv), ("MultiInputPolicy", DictEnv)])
 def test_learns_from_pictures_and_dicts_and_keeps_q_when_saved(name, policy, env_class, tmp_path) -> None:
     if policy == "MultiInputPolicy":
