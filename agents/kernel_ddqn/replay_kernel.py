@@ -17,7 +17,7 @@ from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from skrl.memory.subsets import newest_and_uniform
-from skrl.shapes import Bool, Float, Tensor
+from skrl.shapes import Float, Tensor
 from skrl.solve.local_weights import bounded_correction
 from skrl.value_heads import NetworkFreeHead, ResidualHead
 
@@ -170,10 +170,10 @@ class ReplayKernel:
         if supports is None:
             return
         present = self._present_values(supports)
-        next_prior = self._prior_means(self.q_net_target, supports.next_observations).mT
+        next_prior = self._prior_means(supports.next_observations).mT
         before = self.next_values if self.continues else next_prior
         residuals, self.next_values = self._back_up(supports, before, 0.0, present, next_prior)
-        self._write(residuals)
+        self.head.write_targets(residuals)
         if self.looks_ahead:
             self._look_ahead(supports, present, next_prior)
         self.q_net_target.copy_kernel(self.q_net)
@@ -182,18 +182,8 @@ class ReplayKernel:
 
     def _present_values(self, supports: Supports) -> Float[Tensor, " points"]:
         """What the target network says of the supports, [m]."""
-        values = self._prior_means(self.q_net_target, supports.observations)
+        values = self._prior_means(supports.observations)
         return values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
-
-    def _residuals(
-        self, differences: Float[Tensor, " points"], kept: Bool[Tensor, " points"]
-    ) -> Float[Tensor, " points"]:
-        """Zero where there is no support, and where its target is not finite, [m]."""
-        return torch.where(kept & differences.isfinite(), differences, 0.0)
-
-    def _write(self, residuals: Float[Tensor, " points"]) -> None:
-        """Give the head the residuals of the supports."""
-        self.head.write_targets(residuals.view(self.head.memory.mask.shape))
 
     def _look_ahead(
         self,
@@ -210,7 +200,7 @@ class ReplayKernel:
         """
         bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
         residuals, self.next_optimistic = self._back_up(supports, self.next_optimistic, bonus, present, next_prior)
-        self.head.write_optimistic_targets(residuals.view(self.head.memory.mask.shape))
+        self.head.write_optimistic_targets(residuals)
 
     def _back_up(
         self,
@@ -219,7 +209,7 @@ class ReplayKernel:
         bonus: Float[Tensor, "actions points"] | float,
         present: Float[Tensor, " points"],
         next_prior: Float[Tensor, "actions points"],
-    ) -> tuple[Float[Tensor, " points"], Float[Tensor, "actions points"]]:
+    ) -> tuple[Float[Tensor, "actions capacity"], Float[Tensor, "actions points"]]:
         """Bellman backups through the kernel, as many as ``sweeps`` says.
 
         Args:
@@ -230,14 +220,16 @@ class ReplayKernel:
             next_prior: what it says of the states they lead to, [A, m].
 
         Returns:
-            Residuals of the supports, [m], and values of the states they lead to, [A, m].
+            Residuals of the supports, zero where there is none and where its target is not finite, [A, C], and values
+            of the states they lead to, [A, m].
         """
-        residuals = torch.zeros_like(supports.rewards)
+        shape = self.head.memory.mask.shape
+        residuals = torch.zeros_like(supports.rewards).view(shape)
         for _ in range(self.config.sweeps):
             improved = supports.rewards + supports.discounts * (next_values + bonus).amax(0)
-            residuals = self._residuals(improved - present, supports.filled)
-            shaped = residuals.view(self.head.memory.mask.shape)
-            next_values = next_prior + bounded_correction(supports.indices, supports.weights, shaped)
+            differences = improved - present
+            residuals = torch.where(supports.filled & differences.isfinite(), differences, 0.0).view(shape)
+            next_values = next_prior + bounded_correction(supports.indices, supports.weights, residuals)
         return residuals, next_values
 
     def extend(self) -> None:
@@ -274,7 +266,7 @@ class ReplayKernel:
         """Write chosen supports to the memory; ``steps`` are the returns that begin there."""
         if self.continues or self.looks_ahead:
             # The supports of until now know what the new ones lead to.
-            prior = self._prior_means(self.q_net_target, self.view.next_observations(steps.last_slots))
+            prior = self._prior_means(self.view.next_observations(steps.last_slots))
             self.next_values = (prior + self.table.lookup(steps.last_slots)).mT
             self.next_optimistic = (prior + self.table.read(steps.last_slots, self.head.optimistic_targets)).mT
         self.head.memory.write(features, sizes)
@@ -296,5 +288,6 @@ class ReplayKernel:
             next_variance=self.table.variance[:, last],
         )
 
-    def _prior_means(self, network: KernelNetwork, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        return in_parts(network.prior_mean, observations, CHUNK)
+    def _prior_means(self, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        """Action values that the target network predicts without its head, [B, A]."""
+        return in_parts(self.q_net_target.prior_mean, observations, CHUNK)

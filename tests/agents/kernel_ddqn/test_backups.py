@@ -107,7 +107,7 @@ def test_a_network_can_look_ahead_too(settings: dict[str, str]) -> None:
     kernel.refresh(model.num_timesteps)
     supports, head = kernel.supports, model.q_net.head
     assert supports is not None
-    next_prior = kernel._prior_means(model.q_net_target, supports.next_observations).mT
+    next_prior = kernel._prior_means(supports.next_observations).mT
     reached = (kernel.next_optimistic + model.q_net.bonus * head.amplitude * supports.next_variance.sqrt()).amax(0)
     for _ in range(300):
         before = reached
