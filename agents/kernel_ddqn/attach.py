@@ -19,15 +19,22 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.experience import Experience
-from agents.kernel_ddqn.kernel_config import KernelConfig
+from agents.kernel_ddqn.kernel_config import WITHOUT_MEANING, KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
 from agents.kernel_ddqn.prior_network import check_model, copy_network, policy_arguments
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from skrl.shapes import Tensor
 
-KERNEL: dict[str, Any] = {"capacity": 8000, "sweeps": 15}
-"""Settings in place of those of KernelConfig: the network stands still, so values can be backed up to their end."""
+KERNEL: dict[str, Any] = {
+    "capacity": 8000,
+    "k": 16,
+    "ridge": 1.0,
+    "sweeps": 15,
+    "backup": "restart",
+    "exploration": "optimism",
+}
+"""Settings in place of those of KernelConfig: the network stands still, and residuals of 30 steps are noisy."""
 
 STEPS = 10_000
 """Environment steps to take when no number is given."""
@@ -117,10 +124,11 @@ def attach_kernel_head(
 
 
 def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelConfig:
-    config = KernelConfig.read(kernel, KERNEL)
-    if config.head == "network_free":
+    head = kernel.get("head", "residual") if isinstance(kernel, Mapping) else getattr(kernel, "head", "residual")
+    if head == "network_free":
         raise ValueError("kernel.head is 'network_free', which would leave the network out; take 'residual'")
-    return config
+    idle = {name for (lacking, _), names in WITHOUT_MEANING.items() if lacking == head for name in names}
+    return KernelConfig.read(kernel, {name: value for name, value in KERNEL.items() if name not in idle})
 
 
 def _greedy(policy: KernelDQNPolicy) -> KernelDQNPolicy:

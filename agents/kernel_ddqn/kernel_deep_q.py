@@ -26,7 +26,7 @@ class KernelDeepQ(OffPolicyAlgorithm):
         env: environment with discrete actions, or its id.
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
         bonus_schedule: posterior standard deviations that exploring adds, over the remaining progress from 1 to 0, as
-            SB3's schedules are; ``kernel.exploration_bonus`` all along when left out.
+            SB3's schedules are; when left out ``kernel.exploration_bonus``, falling as ``kernel.bonus_fraction`` says.
         **kwargs: every argument of the algorithm, by name; the defaults differ where :attr:`defaults` says.
 
     Raises:
@@ -116,9 +116,13 @@ class KernelDeepQ(OffPolicyAlgorithm):
         self._set_bonus()
 
     def _set_bonus(self) -> None:
-        """What exploring adds at present, where a schedule says it."""
+        """What exploring adds at present."""
+        remaining, kernel = self._current_progress_remaining, self.policy.kernel
         if self.bonus_schedule is not None:
-            self.policy.online.bonus = float(self.bonus_schedule(self._current_progress_remaining))
+            self.policy.online.bonus = float(self.bonus_schedule(remaining))
+        elif kernel.bonus_fraction is not None:
+            left = max(0.0, 1.0 - (1.0 - remaining) / kernel.bonus_fraction)
+            self.policy.online.bonus = kernel.exploration_bonus * left
 
     def _kernel(self) -> ReplayKernel:
         """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""

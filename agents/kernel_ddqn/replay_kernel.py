@@ -27,6 +27,9 @@ CHUNK = 1024
 GROWTH = 0.02
 """Share of the stored transitions that have to be new before supports are chosen again."""
 
+MIN_AMPLITUDE = 1e-3
+"""Least amplitude, in units of the values' root mean square, which counts as this much where it is less."""
+
 
 class Supports(NamedTuple):
     """The transitions behind the support points, flattened over actions: m = A · C, padding included.
@@ -174,6 +177,7 @@ class ReplayKernel:
         before = self.next_values if self.continues else next_prior
         residuals, self.next_values = self._back_up(supports, before, 0.0, present, next_prior)
         self.head.write_targets(residuals)
+        self._limit_amplitude(present.view(residuals.shape) + residuals)
         if self.looks_ahead:
             self._look_ahead(supports, present, next_prior)
         self.q_net_target.copy_kernel(self.q_net)
@@ -184,6 +188,15 @@ class ReplayKernel:
         """What the target network says of the supports, [m]."""
         values = self._prior_means(supports.observations)
         return values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
+
+    def _limit_amplitude(self, values: Float[Tensor, "actions points"]) -> None:
+        """Leave something to explore for where values, [A, C], agree with each other and with the network.
+
+        So they do as long as every reward is the same, before a goal is met for the first time.
+        """
+        memory = self.head.memory
+        size = ((values.square() * memory.mask).sum() / memory.sizes.sum().clamp(min=1)).sqrt()
+        self.head.amplitude.clamp_(min=MIN_AMPLITUDE * size.clamp(min=MIN_AMPLITUDE))
 
     def _look_ahead(
         self,

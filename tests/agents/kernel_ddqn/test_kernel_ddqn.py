@@ -24,6 +24,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+ONE_STEP = {"backup": "restart", "exploration": "optimism"}
+"""What neither carries values on from refresh to refresh nor looks ahead."""
+
+
 def _trained(applies_to: str, steps: int = 300, bonus: float = 1.0, **settings: Any) -> KernelDDQN:
     kernel = {**KERNEL, "applies_to": applies_to, "exploration_bonus": bonus, **settings.pop("kernel", {})}
     return KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **{**SETTINGS, **settings}).learn(steps)
@@ -44,7 +48,7 @@ def _target_differences(model: KernelDDQN) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("bonus", [0.0, 1.0])
 def test_targets_alone_act_by_the_network(bonus: float) -> None:
-    model = _trained("targets", bonus=bonus)
+    model = _trained("targets", bonus=bonus, kernel={"exploration": "optimism", "bonus_fraction": None})
     observations, network = _seen(model), model.q_net
     with torch.no_grad():
         values, correction = (
@@ -80,7 +84,7 @@ def test_both_corrects_both() -> None:
 
 @pytest.mark.parametrize("features", ["observation", "both"])
 def test_acting_alone_still_sweeps_and_localises_nothing_else(features: str) -> None:
-    model = _trained("acting", kernel={"features": features, "capacity": 40})
+    model = _trained("acting", kernel={**ONE_STEP, "features": features, "capacity": 40})
     kernel = model._kernel()
     kernel.extend()
     supports = kernel.supports
@@ -113,6 +117,18 @@ def test_sb3s_own_dqn_is_corrected_where_it_should_be(applies_to: str, acts: boo
         policy.set_training_mode(False)
         for network, corrected in ((policy.q_net, acts), (policy.q_net_target, targets)):
             assert torch.equal(network(observations), network.prior_mean(observations)) != corrected
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.5, 0.0), (1.0, 0.25), (None, 2.0)])
+def test_the_bonus_falls_over_a_share_of_the_training(share: float | None, left: float) -> None:
+    kernel = {**KERNEL, "exploration_bonus": 2.0, "bonus_fraction": share}
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **SETTINGS)
+    assert model.q_net.bonus == 2.0
+    seen: dict[int, float] = {}
+    model.learn(
+        80, callback=lambda local, _: bool(seen.setdefault(local["self"].num_timesteps, model.q_net.bonus)) or 1
+    )
+    assert seen[70] == pytest.approx(left, abs=0.04)
 
 
 def test_the_bonus_follows_its_schedule_and_goes_on_after_loading(tmp_path) -> None:
