@@ -117,6 +117,8 @@ class ReplayKernel:
             **head_scalars(self.head),
             "supports_smallest_action": float(self.head.memory.sizes.min()),
             "variance_mean": float(diagnostics.variance_mean),
+            "amplitude": float(self.head.amplitude),
+            "bonus": self.q_net.bonus,
             "greedy_changed_share": float(diagnostics.changed_share),
             "refresh_ms": 1e3 * float(np.mean(seconds)) if seconds else 0.0,
         }

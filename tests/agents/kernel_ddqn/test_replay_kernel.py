@@ -241,6 +241,8 @@ def test_kernel_scalars_are_logged(tmp_path) -> None:
         "ridge",
         "residual_abs_mean",
         "variance_mean",
+        "amplitude",
+        "bonus",
         "greedy_changed_share",
         "leave_one_out_error",
         "fallbacks",
@@ -251,6 +253,8 @@ def test_kernel_scalars_are_logged(tmp_path) -> None:
     assert scalars["supports"] == 120
     assert scalars["residual_abs_mean"] > 0
     assert 0 < scalars["variance_mean"] < 1
+    assert scalars["amplitude"] > 0
+    assert scalars["bonus"] == 0.0  # half of the training is over
     assert 0 <= scalars["greedy_changed_share"] <= 1
     assert scalars["query_ms"] > 0
 
