@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.experience import Experience
-from agents.kernel_ddqn.kernel_config import WITHOUT_MEANING, KernelConfig
+from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
 from agents.kernel_ddqn.prior_network import check_model, copy_network, policy_arguments
@@ -124,11 +124,10 @@ def attach_kernel_head(
 
 
 def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelConfig:
-    head = kernel.get("head", "residual") if isinstance(kernel, Mapping) else getattr(kernel, "head", "residual")
-    if head == "network_free":
+    config = KernelConfig.read(kernel, KERNEL)
+    if config.head == "network_free":
         raise ValueError("kernel.head is 'network_free', which would leave the network out; take 'residual'")
-    idle = {name for (lacking, _), names in WITHOUT_MEANING.items() if lacking == head for name in names}
-    return KernelConfig.read(kernel, {name: value for name, value in KERNEL.items() if name not in idle})
+    return config
 
 
 def _greedy(policy: KernelDQNPolicy) -> KernelDQNPolicy:

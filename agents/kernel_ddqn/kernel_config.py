@@ -62,6 +62,13 @@ class KernelConfig(RegressionConfig):
     """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
 
     @classmethod
+    def read(cls, given: object, defaults: Mapping[str, object] | None = None) -> Self:
+        """As in the parent; defaults that mean nothing to the given head are left out."""
+        head = given.get("head") if isinstance(given, Mapping) else None
+        idle = {name for (lacking, _), names in WITHOUT_MEANING.items() if lacking == head for name in names}
+        return super().read(given, {name: value for name, value in (defaults or {}).items() if name not in idle})
+
+    @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:
         """As in the parent; takes the settings of older models too."""
         return super().from_mapping(upgraded(values))

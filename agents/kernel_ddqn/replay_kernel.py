@@ -27,8 +27,8 @@ CHUNK = 1024
 GROWTH = 0.02
 """Share of the stored transitions that have to be new before supports are chosen again."""
 
-MIN_AMPLITUDE = 1e-3
-"""Least amplitude, in units of the values' root mean square, which counts as this much where it is less."""
+MIN_AMPLITUDE = 1e-6
+"""Least amplitude of all, for where no reward was ever seen: whatever it is, nothing else counts there."""
 
 
 class Supports(NamedTuple):
@@ -179,7 +179,6 @@ class ReplayKernel:
         before = self.next_values if self.continues else next_prior
         residuals, self.next_values = self._back_up(supports, before, 0.0, present, next_prior)
         self.head.write_targets(residuals)
-        self._limit_amplitude(present.view(residuals.shape) + residuals)
         if self.looks_ahead:
             self._look_ahead(supports, present, next_prior)
         self.q_net_target.copy_kernel(self.q_net)
@@ -191,15 +190,6 @@ class ReplayKernel:
         values = self._prior_means(supports.observations)
         return values.gather(1, supports.actions.unsqueeze(1)).squeeze(1)
 
-    def _limit_amplitude(self, values: Float[Tensor, "actions points"]) -> None:
-        """Leave something to explore for where values, [A, C], agree with each other and with the network.
-
-        So they do as long as every reward is the same, before a goal is met for the first time.
-        """
-        memory = self.head.memory
-        size = ((values.square() * memory.mask).sum() / memory.sizes.sum().clamp(min=1)).sqrt()
-        self.head.amplitude.clamp_(min=MIN_AMPLITUDE * size.clamp(min=MIN_AMPLITUDE))
-
     def _look_ahead(
         self,
         supports: Supports,
@@ -208,11 +198,17 @@ class ReplayKernel:
     ) -> None:
         """Write the residuals of optimistic values, which get the bonus wherever they bootstrap.
 
+        The amplitude is then what one n-step return brings in on average, at least. Where every reward is the same, as
+        before a goal is met for the first time, all values agree with each other and with the network, and no residual
+        tells of a unit.
+
         Args:
             supports: the present ones.
             present: what the target network says of them, [m].
             next_prior: what it says of the states they lead to, [A, m].
         """
+        returns = torch.where(supports.filled, supports.rewards.abs(), 0.0).sum() / supports.filled.sum()
+        self.head.amplitude.clamp_(min=returns.clamp(min=MIN_AMPLITUDE))
         bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
         residuals, self.next_optimistic = self._back_up(supports, self.next_optimistic, bonus, present, next_prior)
         self.head.write_optimistic_targets(residuals)

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 import torch
 from torch import Tensor
 
-from agents import KernelConfig, KernelDDQN, KernelQ
+from agents import KernelDDQN, KernelQ
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from envs.tabular import ChainEnv
 
@@ -128,15 +126,14 @@ def test_a_network_can_look_ahead_too(settings: dict[str, str]) -> None:
     assert (explored - greedy).max() > 0.0
 
 
-@pytest.mark.parametrize(("reward", "least"), [(-1.0, 1e-3 * 10.0 * (1 - 0.9**10)), (0.0, 1e-6)])
+@pytest.mark.parametrize(("reward", "least"), [(-2.0, 2.0), (0.0, 1e-6)])
 def test_something_is_left_to_explore_for_where_values_agree(reward: float, least: float) -> None:
-    """After ten sweeps without a goal in sight every support has the value of ten rewards, and none stands out."""
+    """Without a goal in sight every support has the same value, and none stands out."""
     _, kernel = _trained(steps=200)
     supports = kernel.supports
     assert supports is not None
-    kernel.config = KernelConfig(**{**asdict(kernel.config), "sweeps": 10})
     kernel.next_values = kernel.next_optimistic = torch.zeros_like(kernel.next_values)
     same = torch.full_like(supports.rewards, reward)
     kernel.supports = supports._replace(rewards=same, discounts=torch.full_like(same, 0.9))
     kernel.rebase()
-    assert kernel.head.amplitude.item() == pytest.approx(least, rel=1e-3)
+    assert kernel.head.amplitude.item() == pytest.approx(least)
