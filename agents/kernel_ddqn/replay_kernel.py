@@ -198,7 +198,7 @@ class ReplayKernel:
     ) -> None:
         """Write the residuals of optimistic values, which get the bonus wherever they bootstrap.
 
-        The amplitude is then what one n-step return brings in on average, at least. Where every reward is the same, as
+        The amplitude is then what one step brings in on average, at least. Where every reward is the same, as
         before a goal is met for the first time, all values agree with each other and with the network, and no residual
         tells of a unit.
 
@@ -208,7 +208,7 @@ class ReplayKernel:
             next_prior: what it says of the states they lead to, [A, m].
         """
         returns = torch.where(supports.filled, supports.rewards.abs(), 0.0).sum() / supports.filled.sum()
-        self.head.amplitude.clamp_(min=returns.clamp(min=MIN_AMPLITUDE))
+        self.head.amplitude.clamp_(min=(returns / self.view.n_steps).clamp(min=MIN_AMPLITUDE))
         bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
         residuals, self.next_optimistic = self._back_up(supports, self.next_optimistic, bonus, present, next_prior)
         self.head.write_optimistic_targets(residuals)
