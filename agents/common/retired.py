@@ -12,32 +12,19 @@ TRAJECTORY = (
     "in another way, or take commit be6ab04, the last that has them"
 )
 
-SAVED = {"capacity", "ridge", "newest_fraction", "sweeps", "refresh_interval", "exploration_bonus"}
-"""Settings of a kernel that every run and every model holds, since they are saved whole."""
-
-WITHOUT_EFFECT = {"network_free": ("backup",), "averaging": ("ridge",)}
-"""Settings that had no effect with a head and stood at a default of then, which is another today."""
-
 
 def upgraded(kernel: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings of a kernel beside a Q-network under today's names and defaults.
+    """The same settings of a kernel beside a Q-network under today's names.
 
     Args:
-        kernel: settings. Those that were saved have no ``bonus_fraction`` when they are from before it was one, and a
-            ``backup`` of the old kind when they are from before there was ``continue``.
+        kernel: settings; where their ``backup`` is of the old kind, they are from before there was ``continue``.
 
     Raises:
         ConfigError: what they ask for exists no more.
     """
-    values = dict(kernel)
-    if values.get("backup") == "trajectory":
+    backup = kernel.get("backup")
+    if backup == "trajectory":
         raise ConfigError(TRAJECTORY)
-    if values.get("backup") == "n_step":
-        # Without trajectories the decay of their traces had no effect.
-        values["backup"] = "restart"
-        values.pop("trace_decay", None)
-    if values.keys() >= SAVED and "bonus_fraction" not in values:
-        values = {"backup": "restart", "exploration": "optimism", "bonus_fraction": None, **values}
-        for name in WITHOUT_EFFECT.get(values.get("head", ""), ()):
-            del values[name]
-    return values
+    # Without trajectories the decay of their traces had no effect, and backups began anew as they do by default.
+    gone = ("backup", "trace_decay") if backup == "n_step" else ()
+    return {name: value for name, value in kernel.items() if name not in gone}

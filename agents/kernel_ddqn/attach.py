@@ -26,15 +26,8 @@ from agents.kernel_ddqn.prior_network import check_model, copy_network, policy_a
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from skrl.shapes import Tensor
 
-KERNEL: dict[str, Any] = {
-    "capacity": 8000,
-    "k": 16,
-    "ridge": 1.0,
-    "sweeps": 15,
-    "backup": "restart",
-    "exploration": "optimism",
-}
-"""Settings in place of those of KernelConfig: the network stands still, and residuals of 30 steps are noisy."""
+KERNEL: dict[str, Any] = {"capacity": 8000, "sweeps": 15}
+"""Settings in place of those of KernelConfig: the network stands still, so values can be backed up to their end."""
 
 STEPS = 10_000
 """Environment steps to take when no number is given."""

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from agents.common.regression_config import RegressionConfig
 from agents.common.retired import upgraded
-from agents.common.schema import ConfigError, Count, NonNegativeReal, Positive, PositiveFraction
+from agents.common.schema import ConfigError, Count, NonNegativeReal, PositiveFraction
 
 WITHOUT_MEANING = {
     ("averaging", "the averaging head solves nothing"): ("ridge", "localisation", "lengthscale_rule"),
@@ -28,22 +28,16 @@ class KernelConfig(RegressionConfig):
         ConfigError: a value has the wrong type or is out of range.
     """
 
-    k: Count = 32
-    """Nearest support points that answer a query."""
-
-    ridge: Positive = 0.1
-    """Tikhonov term on the diagonal of the local Gram matrix (a normalised kernel has ones there)."""
-
     head: Literal["residual", "averaging", "network_free"] = "residual"
     """Weights of the neighbours: `residual` (ridge solve), `averaging` (no solve), `network_free` (no network)."""
 
     applies_to: Literal["both", "targets", "acting"] = "both"
     """Where the correction is added: `targets` of minibatches, `acting` and evaluation, or `both`."""
 
-    sweeps: Count = 20
+    sweeps: Count = 5
     """Bellman backups through the cached neighbours at every refresh."""
 
-    backup: Literal["restart", "continue"] = "continue"
+    backup: Literal["restart", "continue"] = "restart"
     """What the first of them begins with: the network's values (`restart`) or those of the last (`continue`)."""
 
     refresh_interval: Count = 500
@@ -52,21 +46,14 @@ class KernelConfig(RegressionConfig):
     exploration_bonus: NonNegativeReal = 1.0
     """Posterior standard deviations added to the values when exploring; 0 leaves exploration to ε alone."""
 
-    bonus_fraction: PositiveFraction | None = 0.5
+    bonus_fraction: PositiveFraction | None = None
     """Share of the training over which the bonus falls to zero, as `exploration_fraction` is ε's; None keeps it."""
 
-    exploration: Literal["optimism", "lookahead", "thompson"] = "lookahead"
+    exploration: Literal["optimism", "lookahead", "thompson"] = "optimism"
     """What exploring adds: the bonus (`optimism`), also to what follows (`lookahead`), or normal draws (`thompson`)."""
 
     features: Literal["observation", "penultimate", "both"] = "observation"
     """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
-
-    @classmethod
-    def read(cls, given: object, defaults: Mapping[str, object] | None = None) -> Self:
-        """As in the parent; defaults that mean nothing to the given head are left out."""
-        head = given.get("head") if isinstance(given, Mapping) else None
-        idle = {name for (lacking, _), names in WITHOUT_MEANING.items() if lacking == head for name in names}
-        return super().read(given, {name: value for name, value in (defaults or {}).items() if name not in idle})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:

@@ -38,9 +38,6 @@ class KernelDeepQ(OffPolicyAlgorithm):
     defaults: ClassVar[dict[str, Any]]
     """Settings in place of the algorithm's own."""
 
-    kernel_defaults: ClassVar[dict[str, Any]] = {}
-    """Settings in place of those of :class:`KernelConfig`."""
-
     needed_policy: ClassVar[type[KernelPolicy]]
     """Class that the policy must extend."""
 
@@ -63,8 +60,8 @@ class KernelDeepQ(OffPolicyAlgorithm):
         settings = {**self.defaults, **kwargs}
         policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
         chosen = policy_kwargs.get("kernel") if kernel is None else kernel
-        if chosen is not None or self.kernel_defaults:
-            policy_kwargs["kernel"] = asdict(KernelConfig.read(chosen, self.kernel_defaults))
+        if chosen is not None:
+            policy_kwargs["kernel"] = asdict(KernelConfig.read(chosen))
         policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
         if policy_kwargs["net_arch"] is None:
             del policy_kwargs["net_arch"]

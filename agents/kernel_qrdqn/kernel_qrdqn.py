@@ -26,16 +26,6 @@ DEFAULTS: dict[str, Any] = {
 }
 """Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; those of KernelDDQN."""
 
-KERNEL: dict[str, Any] = {
-    "k": 16,
-    "ridge": 1.0,
-    "sweeps": 5,
-    "backup": "restart",
-    "exploration": "optimism",
-    "bonus_fraction": None,
-}
-"""Settings in place of those of KernelConfig: those that its results were measured with."""
-
 
 class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, NamedRuns, QRDQN):
     """Quantile regression DQN with a residual head on the mean of its quantiles.
@@ -56,7 +46,6 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, 
         "MultiInputPolicy": KernelQRDQNMultiInputPolicy,
     }
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
-    kernel_defaults: ClassVar[dict[str, Any]] = KERNEL
     needed_policy: ClassVar[type[KernelPolicy]] = KernelQRDQNPolicy
 
     policy: KernelQRDQNPolicy

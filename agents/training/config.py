@@ -19,7 +19,7 @@ from agents.common.schema import (
 from agents.dqk.perturbation_config import PerturbationConfig
 from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from agents.kernel_ddqn.kernel_config import KernelConfig
-from agents.kernel_ddqn.kernel_q import KernelQ
+from agents.kernel_ddqn.kernel_q import KERNEL as NETWORK_FREE
 from agents.kernel_ppo.critic_config import CriticConfig
 
 ZetaExponent = Annotated[float, Range(above=1.0)]
@@ -328,5 +328,5 @@ class KernelTrainConfig(LastingActionsConfig, DoubleDQNConfig):
 class KernelQConfig(LastingActionsConfig, QLearningConfig):
     """Settings of the kernel alone, without a network and without gradients."""
 
-    kernel: KernelConfig = field(default_factory=lambda: KernelConfig.from_mapping(KernelQ.kernel_defaults))
+    kernel: KernelConfig = field(default_factory=lambda: KernelConfig.from_mapping(NETWORK_FREE))
     """What the value head remembers, how it predicts, and how often it is refreshed."""

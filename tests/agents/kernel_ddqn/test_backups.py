@@ -99,7 +99,7 @@ def test_a_network_can_look_ahead_too(settings: dict[str, str]) -> None:
         learning_starts=50,
         batch_size=16,
         target_update_interval=50,
-        kernel={"capacity": 200, "k": 8, "bonus_fraction": None, **settings},
+        kernel={"capacity": 200, "k": 8, "exploration": "lookahead", **settings},
         seed=0,
         device="cpu",
     ).learn(400)

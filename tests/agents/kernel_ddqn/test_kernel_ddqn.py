@@ -24,10 +24,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-ONE_STEP = {"backup": "restart", "exploration": "optimism"}
-"""What neither carries values on from refresh to refresh nor looks ahead."""
-
-
 def _trained(applies_to: str, steps: int = 300, bonus: float = 1.0, **settings: Any) -> KernelDDQN:
     kernel = {**KERNEL, "applies_to": applies_to, "exploration_bonus": bonus, **settings.pop("kernel", {})}
     return KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **{**SETTINGS, **settings}).learn(steps)
@@ -48,7 +44,7 @@ def _target_differences(model: KernelDDQN) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("bonus", [0.0, 1.0])
 def test_targets_alone_act_by_the_network(bonus: float) -> None:
-    model = _trained("targets", bonus=bonus, kernel={"exploration": "optimism", "bonus_fraction": None})
+    model = _trained("targets", bonus=bonus)
     observations, network = _seen(model), model.q_net
     with torch.no_grad():
         values, correction = (
@@ -84,7 +80,7 @@ def test_both_corrects_both() -> None:
 
 @pytest.mark.parametrize("features", ["observation", "both"])
 def test_acting_alone_still_sweeps_and_localises_nothing_else(features: str) -> None:
-    model = _trained("acting", kernel={**ONE_STEP, "features": features, "capacity": 40})
+    model = _trained("acting", kernel={"features": features, "capacity": 40})
     kernel = model._kernel()
     kernel.extend()
     supports = kernel.supports
@@ -125,9 +121,12 @@ def test_the_bonus_falls_over_a_share_of_the_training(share: float | None, left:
     model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **SETTINGS)
     assert model.q_net.bonus == 2.0
     seen: dict[int, float] = {}
-    model.learn(
-        80, callback=lambda local, _: bool(seen.setdefault(local["self"].num_timesteps, model.q_net.bonus)) or 1
-    )
+
+    def watch(local: dict[str, Any], _: Any) -> bool:
+        seen[local["self"].num_timesteps] = model.q_net.bonus
+        return True
+
+    model.learn(80, callback=watch)
     assert seen[70] == pytest.approx(left, abs=0.04)
 
 

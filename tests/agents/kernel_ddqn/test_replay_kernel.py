@@ -254,7 +254,7 @@ def test_kernel_scalars_are_logged(tmp_path) -> None:
     assert scalars["residual_abs_mean"] > 0
     assert 0 < scalars["variance_mean"] < 1
     assert scalars["amplitude"] > 0
-    assert scalars["bonus"] == 0.0  # half of the training is over
+    assert scalars["bonus"] == 1.0
     assert 0 <= scalars["greedy_changed_share"] <= 1
     assert scalars["query_ms"] > 0
 

@@ -64,7 +64,6 @@ def test_the_kernel_is_renewed_between_target_update_and_gradient_steps(networks
 def test_residuals_are_those_of_the_means_of_the_quantiles() -> None:
     model = _trained(n_steps=1)
     kernel = model._kernel()
-    kernel.continues = False
     kernel.rebuild()
     supports, head, target = kernel.supports, kernel.head, model.policy.target
     assert supports is not None
