@@ -26,6 +26,9 @@ from skrl.solve.local_weights import LocalWeights, bounded_correction, ridge_wei
 MIN_TOTAL = 1e-6
 """Sum of weights below which a query is too far from every support to be told their mean."""
 
+MIN_DEVIATION = 1e-3
+"""Of the root mean square of all values, and of itself where they are less: a network-free head's least amplitude."""
+
 PROBES = 256
 """Supports per action at which a network-free head looks how much values differ inside neighbourhoods, at most."""
 
@@ -255,7 +258,8 @@ class NetworkFreeHead(ResidualHead):
             ValueError: the value of a filled slot is not finite; on an accelerator nobody looks.
         """
         super().write_targets(residuals)
-        self.amplitude.copy_(self._local_deviation(self.memory.targets.squeeze(-1)))
+        least = MIN_DEVIATION * self.amplitude.clamp(min=MIN_DEVIATION) * (self.memory.sizes.sum() > 0)
+        self.amplitude.copy_(torch.maximum(self._local_deviation(self.memory.targets.squeeze(-1)), least))
 
     def base_values(self, prior_mean: Float[Tensor, "queries actions"]) -> Float[Tensor, "queries actions"]:
         """Zero, [B, A]; ``prior_mean`` gives shape and dtype only."""

@@ -33,6 +33,9 @@ class KernelRefreshCallback(BaseCallback):
         self.kernel = LiveKernel(model, np.random.default_rng(model.seed))
 
     def _on_step(self) -> bool:
+        policy = self.model.policy
+        assert isinstance(policy, KernelPolicy)
+        policy.online.bonus = policy.kernel.bonus_at(self.model._current_progress_remaining)
         return True
 
     def _on_rollout_end(self) -> None:

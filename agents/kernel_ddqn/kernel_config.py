@@ -55,6 +55,16 @@ class KernelConfig(RegressionConfig):
     features: Literal["observation", "penultimate", "both"] = "observation"
     """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
 
+    def bonus_at(self, remaining: float) -> float:
+        """Posterior standard deviations added when exploring at a point of the training.
+
+        Args:
+            remaining: progress that remains, from 1 to 0, as SB3's schedules get it.
+        """
+        if self.bonus_fraction is None:
+            return self.exploration_bonus
+        return self.exploration_bonus * max(0.0, 1.0 - (1.0 - remaining) / self.bonus_fraction)
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:
         """As in the parent; takes the settings of older models too."""

@@ -117,12 +117,8 @@ class KernelDeepQ(OffPolicyAlgorithm):
 
     def _set_bonus(self) -> None:
         """What exploring adds at present."""
-        remaining, kernel = self._current_progress_remaining, self.policy.kernel
-        if self.bonus_schedule is not None:
-            self.policy.online.bonus = float(self.bonus_schedule(remaining))
-        elif kernel.bonus_fraction is not None:
-            left = max(0.0, 1.0 - (1.0 - remaining) / kernel.bonus_fraction)
-            self.policy.online.bonus = kernel.exploration_bonus * left
+        schedule = self.policy.kernel.bonus_at if self.bonus_schedule is None else self.bonus_schedule
+        self.policy.online.bonus = float(schedule(self._current_progress_remaining))
 
     def _kernel(self) -> ReplayKernel:
         """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""

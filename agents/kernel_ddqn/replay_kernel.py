@@ -27,9 +27,6 @@ CHUNK = 1024
 GROWTH = 0.02
 """Share of the stored transitions that have to be new before supports are chosen again."""
 
-MIN_AMPLITUDE = 1e-6
-"""Least amplitude of all, for where no reward was ever seen: whatever it is, nothing else counts there."""
-
 
 class Supports(NamedTuple):
     """The transitions behind the support points, flattened over actions: m = A · C, padding included.
@@ -198,17 +195,11 @@ class ReplayKernel:
     ) -> None:
         """Write the residuals of optimistic values, which get the bonus wherever they bootstrap.
 
-        The amplitude is then what one step brings in on average, at least. Where every reward is the same, as
-        before a goal is met for the first time, all values agree with each other and with the network, and no residual
-        tells of a unit.
-
         Args:
             supports: the present ones.
             present: what the target network says of them, [m].
             next_prior: what it says of the states they lead to, [A, m].
         """
-        returns = torch.where(supports.filled, supports.rewards.abs(), 0.0).sum() / supports.filled.sum()
-        self.head.amplitude.clamp_(min=(returns / self.view.n_steps).clamp(min=MIN_AMPLITUDE))
         bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
         residuals, self.next_optimistic = self._back_up(supports, self.next_optimistic, bonus, present, next_prior)
         self.head.write_optimistic_targets(residuals)

@@ -150,7 +150,9 @@ def test_amplitude_of_a_network_free_head_is_the_deviation_inside_neighbourhoods
     head.write_targets(torch.tensor([values]).double())
     assert head.amplitude.item() == pytest.approx(1.0)
     head.write_targets(torch.tensor([[10.0, 10.0, -20.0, -20.0]]).double())
-    assert head.amplitude.item() == 0.0
+    assert head.amplitude.item() == pytest.approx(1e-3 * 250.0**0.5)
+    head.write_targets(torch.zeros(1, 4).double())
+    assert head.amplitude.item() == pytest.approx(1e-6)
 
 
 def test_optimistic_targets_are_read_by_bounds_alone() -> None:

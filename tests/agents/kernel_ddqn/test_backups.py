@@ -124,16 +124,3 @@ def test_a_network_can_look_ahead_too(settings: dict[str, str]) -> None:
             model.q_net.feature_map(supports.observations)
         )
     assert (explored - greedy).max() > 0.0
-
-
-@pytest.mark.parametrize(("reward", "least"), [(-2.0, 2.0), (0.0, 1e-6)])
-def test_something_is_left_to_explore_for_where_values_agree(reward: float, least: float) -> None:
-    """Without a goal in sight every support has the same value, and none stands out."""
-    _, kernel = _trained(steps=200)
-    supports = kernel.supports
-    assert supports is not None
-    kernel.next_values = kernel.next_optimistic = torch.zeros_like(kernel.next_values)
-    same = torch.full_like(supports.rewards, reward)
-    kernel.supports = supports._replace(rewards=same, discounts=torch.full_like(same, 0.9))
-    kernel.rebase()
-    assert kernel.head.amplitude.item() == pytest.approx(least)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import KernelDDQN, KernelDQNPolicy, KernelRefreshCallback
@@ -116,9 +117,15 @@ def test_sb3s_own_dqn_is_corrected_where_it_should_be(applies_to: str, acts: boo
 
 
 @pytest.mark.parametrize(("share", "left"), [(0.5, 0.0), (1.0, 0.25), (None, 2.0)])
-def test_the_bonus_falls_over_a_share_of_the_training(share: float | None, left: float) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_the_bonus_falls_over_a_share_of_the_training(share: float | None, left: float, own: bool) -> None:
+    """Inside SB3's own DQN too, where the callback writes it."""
     kernel = {**KERNEL, "exploration_bonus": 2.0, "bonus_fraction": share}
-    model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **SETTINGS)
+    if own:
+        model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **SETTINGS)
+    else:
+        policy_kwargs = {"net_arch": [16], "kernel": kernel}
+        model = DQN(KernelDQNPolicy, "CartPole-v1", **{**SETTINGS, "policy_kwargs": policy_kwargs})
     assert model.q_net.bonus == 2.0
     seen: dict[int, float] = {}
 
@@ -126,8 +133,22 @@ def test_the_bonus_falls_over_a_share_of_the_training(share: float | None, left:
         seen[local["self"].num_timesteps] = model.q_net.bonus
         return True
 
-    model.learn(80, callback=watch)
+    callbacks = [] if own else [KernelRefreshCallback()]
+    model.learn(80, callback=[*callbacks, ConvertCallback(watch)])
     assert seen[70] == pytest.approx(left, abs=0.04)
+
+
+def test_the_bonus_falls_anew_after_loading_and_a_schedule_goes_before(tmp_path) -> None:
+    kernel = {**KERNEL, "exploration_bonus": 2.0, "bonus_fraction": 0.5}
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **SETTINGS).learn(60)
+    assert model.q_net.bonus == 0.0
+    model.save(tmp_path / "model.zip")
+    loaded = KernelDDQN.load(tmp_path / "model.zip", env=model.get_env())
+    assert loaded.policy.kernel.bonus_fraction == 0.5
+    loaded.learn(20, callback=ConvertCallback(lambda local, _: local["self"].num_timesteps < 5))
+    assert loaded.q_net.bonus == pytest.approx(2.0 * (1 - 2 * 4 / 20), abs=0.21)
+    scheduled = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, bonus_schedule=lambda _: 7.0, **SETTINGS)
+    assert scheduled.learn(60).q_net.bonus == 7.0
 
 
 def test_the_bonus_follows_its_schedule_and_goes_on_after_loading(tmp_path) -> None:

@@ -228,7 +228,8 @@ def test_wide_observations_are_projected() -> None:
 
 
 def test_kernel_scalars_are_logged(tmp_path) -> None:
-    model = KernelDDQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    settings = {**SETTINGS, "kernel": {**SETTINGS["kernel"], "exploration_bonus": 3.0, "bonus_fraction": 0.1}}
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", **settings)
     model.set_logger(configure(str(tmp_path), ["json"]))
     model.learn(300, log_interval=1)
     model.logger.close()
@@ -254,7 +255,7 @@ def test_kernel_scalars_are_logged(tmp_path) -> None:
     assert scalars["residual_abs_mean"] > 0
     assert 0 < scalars["variance_mean"] < 1
     assert scalars["amplitude"] > 0
-    assert scalars["bonus"] == 1.0
+    assert scalars["bonus"] == 0.0
     assert 0 <= scalars["greedy_changed_share"] <= 1
     assert scalars["query_ms"] > 0
 
