@@ -13,6 +13,9 @@ import yaml
 from statistics_of_curves import Scores, area_under_curve, first_reaching
 from tasks import Task
 
+from agents.common.schema import ConfigError, to_plain
+from agents.training.settings import load_config
+
 OF_ONE_RUN = ("seed", "run_dir")
 
 
@@ -106,8 +109,7 @@ def gaps(runs: Runs) -> list[str]:
 
 def _read(file: Path, variant: str) -> Run:
     result = json.loads(file.read_text())
-    config = file.with_name("config.yaml")
-    settings = yaml.safe_load(config.read_text()) if config.exists() else {}
+    settings = _settings(file.with_name("config.yaml"))
     seconds = result.get("eval_seconds")
     return Run(
         variant=variant,
@@ -125,6 +127,16 @@ def _read(file: Path, variant: str) -> Run:
         commit=result["commit"],
         settings={name: value for name, value in settings.items() if name not in OF_ONE_RUN},
     )
+
+
+def _settings(file: Path) -> Mapping[str, Any]:
+    """All settings under today's names, so that runs of different age compare; as written where nobody can run them."""
+    if not file.exists():
+        return {}
+    try:
+        return to_plain(load_config(file))
+    except ConfigError:
+        return dict(yaml.safe_load(file.read_text()))
 
 
 def _check_equal(one: Run, other: Run, where: str) -> None:

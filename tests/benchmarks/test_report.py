@@ -175,3 +175,16 @@ def test_tasks_of_the_command_line(finished: Path) -> None:
     assert run(finished, "--tasks", "ALE/Pong-v5=-21,-20") == 0
     text = (finished.parent / "results" / "made.md").read_text()
     assert cells(text, "ALE/Pong-v5", "fast")[1][:3] == ["-20", "2 of 2", "200 [200, 200]"]
+
+
+def test_runs_of_different_age_compare(write_run: WriteRun, grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that an older run does not name has the value that it had then; one that differs is still refused."""
+    older = "agent: kernel_ddqn\nenv: CartPole-v1\nkernel: {k: 16, backup: n_step, trace_decay: 0.9}\n"
+    today = "agent: kernel_ddqn\nenv: CartPole-v1\nkernel: {k: 16, backup: restart, bonus_fraction: null}\n"
+    for seed, settings in enumerate([older, today]):
+        write_run("kernel", "CartPole-v1", seed, [1.0, 2.0, 3.0], 3.0, settings=settings)
+    assert run(grid, "--baseline", "kernel") == 0
+    write_run("kernel", "CartPole-v1", 2, [1.0, 2.0, 3.0], 3.0, settings=today.replace("null", "0.5"))
+    capsys.readouterr()
+    assert run(grid, "--baseline", "kernel") == 2
+    assert "kernel on CartPole-v1: seeds 0 and 2 differ in kernel" in capsys.readouterr().err
