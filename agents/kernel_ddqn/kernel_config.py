@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from stable_baselines3.common.utils import LinearSchedule
 from typing_extensions import Self
 
 from agents.common.regression_config import RegressionConfig
@@ -63,7 +64,7 @@ class KernelConfig(RegressionConfig):
         """
         if self.bonus_fraction is None:
             return self.exploration_bonus
-        return self.exploration_bonus * max(0.0, 1.0 - (1.0 - remaining) / self.bonus_fraction)
+        return LinearSchedule(self.exploration_bonus, 0.0, self.bonus_fraction)(remaining)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:
