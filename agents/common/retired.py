@@ -25,6 +25,11 @@ def upgraded(kernel: Mapping[str, Any]) -> dict[str, Any]:
     backup = kernel.get("backup")
     if backup == "trajectory":
         raise ConfigError(TRAJECTORY)
+    if backup != "n_step":
+        return dict(kernel)
     # Without trajectories the decay of their traces had no effect, and backups began anew as they do by default.
-    gone = ("backup", "trace_decay") if backup == "n_step" else ()
-    return {name: value for name, value in kernel.items() if name not in gone}
+    kept = {name: value for name, value in kernel.items() if name not in ("backup", "trace_decay")}
+    # Without a network optimism always looked ahead.
+    if kernel.get("head") == "network_free" and kernel.get("exploration", "optimism") == "optimism":
+        kept["exploration"] = "lookahead"
+    return kept

@@ -163,6 +163,16 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
     assert "unknown setting 'no_such_setting'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["proof", "baselines", "continuous"])
+def test_published_cells_are_still_what_their_command_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = BENCHMARKS / "results" / name
+    words = shlex.split((folder / "command.txt").read_text())
+    words[words.index("--folder") + 1] = str(folder)
+    words[words.index("--seeds") + 1] = "1"  # all seeds of a cell have the same settings, which report.py checks
+    assert learning_curves.main([*words[2:], "--print-commands"]) == 0
+    assert capsys.readouterr().out.strip() == ""
+
+
 def test_redo_replaces_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,8 @@ def _older(tmp_path: Path, agent: str, backup: str) -> Path:
     text = dump_config(resolve({"agent": [agent], "env": ["CartPole-v1"]}))
     assert "backup: restart" in text
     file = tmp_path / "config.yaml"
-    file.write_text(text.replace("  backup: restart\n", f"  backup: {backup}\n  trace_decay: 0.9\n"))
+    text = text.replace("  backup: restart\n", f"  backup: {backup}\n  trace_decay: 0.9\n")
+    file.write_text(text.replace("exploration: lookahead", "exploration: optimism"))
     return file
 
 
@@ -25,6 +26,9 @@ def test_a_run_from_before_is_the_run_of_today(tmp_path: Path, agent: str) -> No
 
 def test_a_model_from_before_can_be_loaded() -> None:
     assert KernelConfig.read({"k": 8, "backup": "n_step", "trace_decay": 0.9}) == KernelConfig(k=8)
+    older = {"head": "network_free", "k": 8, "backup": "n_step", "trace_decay": 0.9}
+    assert KernelConfig.read(older).exploration == "lookahead"
+    assert KernelConfig.read({**older, "exploration": "thompson"}).exploration == "thompson"
     with pytest.raises(ConfigError, match=r"kernel\.trace_decay"):
         KernelConfig.read({"trace_decay": 0.9})
 
