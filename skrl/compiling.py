@@ -1,7 +1,7 @@
 """Compilation of loops for a CPU, where many small tensor operations would cost more than their arithmetic.
 
-numba translates them at the first call and keeps the result on disk. Without numba, and wherever gradients or an
-accelerator are involved, the plain torch path is taken, which gives the same numbers.
+numba translates them at the first call and keeps the result on disk. Without numba, and wherever an accelerator is
+involved, other paths are taken, which give the same numbers.
 """
 
 from __future__ import annotations

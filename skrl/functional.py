@@ -35,18 +35,13 @@ from skrl.search.neighbors import (
     local_neighbors,
 )
 from skrl.shapes import Bool, Float, Int, Shaped, Tensor
+from skrl.solve.differentiable import carries_gradients, differentiable_means
 from skrl.solve.fused import fuses
 from skrl.solve.local_solve import LocalSystem, Prediction, factorise
 from skrl.solve.local_weights import compiled_weights, fused_weights, weighted_means
 
 MAX_GATHERED = 1 << 24
 """Entries of the Gram matrices and neighbours that one chunk of queries may hold (64 MiB in float32)."""
-
-DENSE_POINTS = 16
-"""Supports per neighbour up to which learned targets are read by a product with all of them, if they are wide."""
-
-DENSE_WIDTH = 16
-"""Targets per support from which on that product is worth it."""
 
 PriorMean = Callable[[Tensor], Tensor]
 """Any map from features [n, d] to targets [n, c]; a neural network, say."""
@@ -165,11 +160,13 @@ def sparse_kernel(
                 "make it again with make_support"
             )
         read = _read
-        if not wants_gradient(queries, features, residuals, lengthscale, ridge):
-            if kernel.is_radial and compiles(support.points):
-                read = _read_compiled
-            elif fuses(kernel, k, support.points, ridge):
-                read = _read_fused
+        if wants_gradient(queries, features, residuals, lengthscale, ridge):
+            if carries_gradients(kernel, support.points):
+                read = _read_differentiably
+        elif kernel.is_radial and compiles(support.points):
+            read = _read_compiled
+        elif fuses(kernel, k, support.points, ridge):
+            read = _read_fused
         mean, variance = read(queries, features, residuals, support, kernel, lengthscale, ridge, k, localisation)
     prior = None if prior_mean is None else prior_mean(queries)
     mean = (mean if prior is None else mean + prior).to(queries.dtype)
@@ -216,9 +213,7 @@ def local_systems(
     k = min(k, features.shape[0])
     rows = MAX_GATHERED // max(1, k * max(k, width, queries.shape[1]))
     for chunk in _chunks(queries, max(1, rows)):
-        # A query that is not finite must not meet the gradient either; it stands aside, and has no neighbours.
-        finite = chunk.isfinite().all(-1, keepdim=True)
-        scaled = support.scaled(torch.where(finite, chunk, support.centre), lengthscale)
+        scaled, finite = _differentiable_queries(chunk, support, lengthscale)
         neighbors, radius = local_neighbors(support.index, scaled, points, k, localisation)
         neighbors = neighbors._replace(mask=neighbors.mask & finite)
         yield neighbors.indices, factorise(neighbors, points, kernel, 1.0, ridge, radius)
@@ -236,6 +231,15 @@ def _differentiable_points(features: Tensor, support: Support, lengthscale: Tens
     return support.scaled(torch.where(support.kept.unsqueeze(-1), features, support.centre), lengthscale)
 
 
+def _differentiable_queries(queries: Tensor, support: Support, lengthscale: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Queries in units of the lengthscale, and which are finite, [B, 1].
+
+    The others must not meet the gradient either; they stand aside, and are to have no neighbours.
+    """
+    finite = queries.isfinite().all(-1, keepdim=True)
+    return support.scaled(torch.where(finite, queries, support.centre), lengthscale), finite
+
+
 def _read(
     queries: Tensor,
     features: Tensor,
@@ -251,28 +255,28 @@ def _read(
     systems = local_systems(queries, features, support, kernel, lengthscale, ridge, k, localisation, residuals.shape[1])
     for indices, system in systems:
         weights = system.weights()
-        means.append(_weighted_sums(residuals.to(weights.dtype), indices, weights))
+        means.append((weights.unsqueeze(-2) @ gather_points(residuals.to(weights.dtype), indices)).squeeze(-2))
         variances.append(system.variance(weights))
     return torch.cat(means), torch.cat(variances)
 
 
-def _weighted_sums(
-    residuals: Float[Tensor, "points targets"],
-    indices: Int[Tensor, "queries k"],
-    weights: Float[Tensor, "queries k"],
-) -> Float[Tensor, "queries targets"]:
-    """Σ_i w_i r_i over the neighbours of every query, [B, c].
-
-    The gradient of gathered rows has to be added up row by row. Where supports are few and targets wide, as in a layer
-    of a network, a product with all of them is several times faster; but zero times a target that is not finite is no
-    zero, so that one has to be looked for, which an accelerator would have to wait for. (The gradient of an answer, if
-    it is not finite, reaches all targets then, not only those of its neighbours.)
-    """
-    points, width = residuals.shape
-    few = points <= DENSE_POINTS * indices.shape[-1] and width >= DENSE_WIDTH
-    if few and residuals.requires_grad and residuals.is_cpu and not traced() and bool(residuals.isfinite().all()):
-        return weights.new_zeros(len(weights), points).scatter_add(1, indices, weights) @ residuals
-    return (weights.unsqueeze(-2) @ gather_points(residuals, indices)).squeeze(-2)
+def _read_differentiably(
+    queries: Tensor,
+    features: Tensor,
+    residuals: Tensor,
+    support: Support,
+    kernel: Kernel,
+    lengthscale: Tensor | float,
+    ridge: Tensor | float,
+    k: int,
+    localisation: Localisation,
+) -> tuple[Tensor, Tensor]:
+    points = _differentiable_points(features, support, lengthscale)
+    scaled, finite = _differentiable_queries(queries, support, lengthscale)
+    with torch.no_grad():
+        found, present = support.index.nearest(scaled, k + (localisation == "continuous"))
+    residuals = residuals.to(scaled.dtype)
+    return differentiable_means(scaled, points, residuals, ridge, found, present & finite, kernel, k, localisation)
 
 
 @torch.no_grad()

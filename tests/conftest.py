@@ -35,6 +35,7 @@ UNCHECKED = {
     "fused_kernels",
     "modes",
     "compiled_kernels",
+    "compiled_gradient",
 }
 """Modules of skrl without shape annotations; numba must see the plain functions of the compiled ones."""
 

@@ -136,7 +136,36 @@ def _factor(count: int, upper: Array) -> bool:
 
 
 @compiled
-def _substitute(count: int, upper: Array, solution: Array) -> float:
+def factor_row(
+    values: Array, windows: Array, count: int, prior: float, ridge: float, jitters: Array, upper: Array
+) -> tuple[bool, bool]:
+    """Fill and factor one system, with jitter when it has to be.
+
+    Args:
+        values: kernel values of one row of :func:`measure_rows`, [k + k(k − 1)/2].
+        windows: [k] or [0].
+        count: neighbours that exist.
+        prior: κ(z, z).
+        ridge: λ.
+        jitters: see :func:`solve_rows`.
+        upper: receives U, [k, k].
+
+    Returns:
+        Whether it could be factored, and whether that took jitter.
+    """
+    for attempt in range(1 + jitters.shape[0]):
+        jitter = 0.0
+        if attempt > 0:
+            # Rounding scales with the largest diagonal term.
+            jitter = jitters[attempt - 1] * (prior * _largest(windows, count) ** 2 + ridge)
+        _fill(values, windows, count, prior, ridge + jitter, upper)
+        if _factor(count, upper):
+            return True, attempt > 0
+    return False, False
+
+
+@compiled
+def substitute(count: int, upper: Array, solution: Array) -> float:
     """Solve Uᵀ U x = b in place; returns ‖U⁻ᵀ b‖² = bᵀ x."""
     reduction = solution.dtype.type(0)
     for c in range(count):
@@ -196,16 +225,8 @@ def solve_rows(
                 count += 1
                 ended = windows.shape[1] > 0 and window[i] == 0.0
                 solved = solved and (ended or np.isfinite(row[i]))
-        for attempt in range(1 + jitters.shape[0] if solved and count > 0 else 0):
-            jitter = 0.0
-            if attempt > 0:
-                # Rounding scales with the largest diagonal term.
-                jitter = jitters[attempt - 1] * (prior * _largest(window, count) ** 2 + ridge)
-            _fill(row, window, count, prior, ridge + jitter, upper)
-            solved = _factor(count, upper)
-            if solved:
-                jittered[b] = attempt > 0
-                break
+        if solved and count > 0:
+            solved, jittered[b] = factor_row(row, window, count, prior, ridge, jitters, upper)
         failed[b] = not solved
         if not solved or count == 0:
             continue
@@ -214,7 +235,7 @@ def solve_rows(
                 solution[i] = row[i]
             elif window[i] > 0.0:
                 solution[i] = row[i] * window[i]
-        reduction = _substitute(count, upper, solution)
+        reduction = substitute(count, upper, solution)
         for i in range(windows.shape[1]):
             solution[i] *= window[i]
         variance[b] = min(max(prior - reduction, 0.0), prior)

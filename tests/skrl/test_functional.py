@@ -194,6 +194,7 @@ def wanting(data: Sets) -> Sets:
 
 
 @pytest.mark.parametrize("limit", [1, 1 << 24])
+@pytest.mark.usefixtures("path")
 def test_gradients_go_through_chunks(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(skrl.functional, "MAX_GATHERED", limit)
     settings_ = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in ([0.8, 1.4], 0.2)]
@@ -204,19 +205,6 @@ def test_gradients_go_through_chunks(monkeypatch: pytest.MonkeyPatch, limit: int
         )
 
     assert torch.autograd.gradcheck(outputs, [*wanting(sets(9, dim=2, queries=3)), *settings_])
-
-
-def test_wide_learned_targets_are_read_alike_by_rows_and_by_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = sets(30, dim=2, queries=9, targets=20)
-
-    def gradients(dense_width: int) -> list[Tensor]:
-        monkeypatch.setattr(skrl.functional, "DENSE_WIDTH", dense_width)
-        leaves = wanting(data)
-        mean = sparse_kernel(*leaves, k=4, ridge=0.1).mean
-        return [mean, *torch.autograd.grad(mean.sin().sum(), leaves)]
-
-    for by_product, by_rows in zip(gradients(20), gradients(21), strict=True):
-        torch.testing.assert_close(by_product, by_rows)
 
 
 def test_a_product_with_all_targets_keeps_one_that_is_not_finite_to_its_readers() -> None:

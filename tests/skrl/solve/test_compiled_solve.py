@@ -111,7 +111,7 @@ def test_factor_and_substitution_equal_numpy(dtype: type[np.floating], count: in
     np.testing.assert_allclose(np.triu(upper[:count, :count]), factor, rtol=tolerance, atol=tolerance)
     given = generator.normal(size=count)
     solution = np.concatenate([given, [7.0]]).astype(dtype)
-    reduction = compiled_solve._substitute(count, upper, solution)
+    reduction = compiled_solve.substitute(count, upper, solution)
     expected = np.linalg.solve(gram, given)
     np.testing.assert_allclose(solution[:count], expected, rtol=tolerance, atol=tolerance)
     assert solution[count] == 7.0
