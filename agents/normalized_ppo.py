@@ -23,7 +23,7 @@ EPSILON = 1e-8
 
 
 class ObservationStatistics(nn.Module):
-    """Running mean and variance of observations, saved and loaded as a network's tensors are.
+    """Running mean and variance of observations and of their returns, saved and loaded as a network's tensors are.
 
     Args:
         shape: shape of one observation.
@@ -32,6 +32,7 @@ class ObservationStatistics(nn.Module):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.running = RunningMeanStd(shape=shape)
+        self.returns = RunningMeanStd(shape=())
 
     def normalize(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Observations with mean 0 and variance 1, clipped, as `VecNormalize` gives them to the policy."""
@@ -40,12 +41,13 @@ class ObservationStatistics(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Plain numbers, which every torch device and a loader of weights alone can read."""
-        return {"mean": self.running.mean.tolist(), "var": self.running.var.tolist(), "count": self.running.count}
+        return {**_numbers(self.running), "returns": _numbers(self.returns)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the numbers of `get_extra_state`."""
-        self.running.mean, self.running.var = np.array(state["mean"]), np.array(state["var"])
-        self.running.count = state["count"]
+        """Take the numbers of `get_extra_state`; an older file has none of returns, whose present ones then stay."""
+        _set_numbers(self.running, state)
+        if "returns" in state:
+            _set_numbers(self.returns, state["returns"])
 
 
 class NormalizedPPO(AtomicSave, NamedRuns, PPO):
@@ -54,7 +56,7 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
     J. Schulman, F. Wolski, P. Dhariwal, A. Radford and O. Klimov, *Proximal Policy Optimization Algorithms*, 2017.
     Training sees what :class:`stable_baselines3.common.vec_env.VecNormalize` makes of observations and rewards. From
     outside nothing of it shows: ``predict`` takes observations as the environment gives them, ``get_env`` returns the
-    environment that was given, and ``save`` and ``set_parameters`` carry the statistics of the observations.
+    environment that was given, and ``save`` and ``set_parameters`` carry the statistics of observations and returns.
 
     Args:
         policy: as for PPO.
@@ -125,7 +127,7 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         super()._setup_model()
 
     def _normalize_env(self) -> None:
-        """Wrap the environment; wrapper and model share the statistics of the observations."""
+        """Wrap the environment; wrapper and model share the statistics of observations and returns."""
         if not self.normalize or self.env is None:
             return
         if unwrap_vec_normalize(self.env) is not None:
@@ -135,6 +137,7 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
             )
         self.env = VecNormalize(self.env, gamma=self.gamma, clip_obs=CLIP, epsilon=EPSILON)
         self.env.obs_rms = self.observation_statistics.running  # type: ignore[assignment]  # SB3's type is that for dicts
+        self.env.ret_rms = self.observation_statistics.returns
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, variables = super()._get_torch_save_params()
@@ -144,3 +147,11 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
 def can_normalize(space: spaces.Space[Any]) -> bool:
     """Whether observations are vectors (or matrices) of numbers, but no images."""
     return isinstance(space, spaces.Box) and not is_image_space(space)
+
+
+def _numbers(running: RunningMeanStd) -> dict[str, Any]:
+    return {"mean": running.mean.tolist(), "var": running.var.tolist(), "count": running.count}
+
+
+def _set_numbers(running: RunningMeanStd, state: dict[str, Any]) -> None:
+    running.mean, running.var, running.count = np.array(state["mean"]), np.array(state["var"]), state["count"]

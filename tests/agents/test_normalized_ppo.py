@@ -15,6 +15,7 @@ from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents import KernelPPO
 from agents.normalized_ppo import NormalizedPPO, ObservationStatistics, can_normalize
 
 SMALL = {"n_steps": 20, "batch_size": 20, "n_epochs": 2, "gamma": 0.9, "seed": 0, "device": "cpu"}
@@ -27,6 +28,7 @@ def test_training_is_that_of_ppo_in_vec_normalize() -> None:
     for mine, other in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
         assert torch.equal(mine, other)
     assert ours.observation_statistics.running.count == wrapped.obs_rms.count
+    assert ours.observation_statistics.returns.var == wrapped.ret_rms.var != 1.0
     observations = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
     assert np.array_equal(ours.observation_statistics.normalize(observations), wrapped.normalize_obs(observations))
     expected, _ = theirs.predict(wrapped.normalize_obs(observations), deterministic=True)
@@ -63,13 +65,39 @@ def test_another_environment_goes_on_with_the_statistics(tmp_path: Path) -> None
     assert loaded.observation_statistics.running.count == pytest.approx(before + 41)  # one more from the reset
 
 
+@pytest.mark.parametrize("cls", [NormalizedPPO, KernelPPO])
+def test_rewards_keep_their_scale_in_another_environment(cls: type[NormalizedPPO], tmp_path: Path) -> None:
+    model = cls("MlpPolicy", make_vec_env("CartPole-v1"), normalize=True, **SMALL).learn(100)
+    trained = model.env.ret_rms
+    assert trained.var > 2.0
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=make_vec_env("CartPole-v1", n_envs=2), device="cpu")
+    assert vars(loaded.env.ret_rms) == vars(trained)
+    model.set_env(make_vec_env("CartPole-v1"))
+    assert model.env.ret_rms is trained
+    count = trained.count
+    model.learn(40, reset_num_timesteps=False)
+    assert trained.count == pytest.approx(count + 40)
+
+
 def test_statistics_survive_a_state_dict() -> None:
     one, two = ObservationStatistics((3,)), ObservationStatistics((3,))
     one.running.update(np.random.default_rng(0).normal(2.0, 3.0, size=(50, 3)))
+    one.returns.update(np.random.default_rng(1).normal(5.0, 4.0, size=50))
     two.load_state_dict(one.state_dict())
+    assert vars(two.returns) == vars(one.returns) != vars(ObservationStatistics((3,)).returns)
     point = np.array([[1.0, -2.0, 30.0]])
     assert np.array_equal(one.normalize(point), two.normalize(point))
     assert not np.array_equal(one.normalize(point), ObservationStatistics((3,)).normalize(point))
+
+
+def test_a_file_without_statistics_of_returns_leaves_the_present_ones() -> None:
+    one = ObservationStatistics((3,))
+    one.returns.update(np.full(9, 5.0))
+    var = one.returns.var
+    one.load_state_dict({"_extra_state": {"mean": [1.0] * 3, "var": [4.0] * 3, "count": 7.0}})
+    assert one.running.mean.tolist() == [1.0] * 3
+    assert one.returns.var == var
 
 
 def test_what_cannot_be_normalised_is_refused_with_advice() -> None:
