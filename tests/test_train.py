@@ -128,6 +128,17 @@ def test_steps_beyond_the_budget_are_not_learned_from(agent: str, tmp_path: Path
     assert not all(torch.equal(whole[name], longer[name]) for name in whole)
 
 
+@pytest.mark.parametrize("agent", ON_POLICY)
+def test_a_budget_below_one_rollout_is_refused(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--agent", agent, *ROLLOUTS, "--n-envs", "4"]
+    assert run(tmp_path, *words) == 2
+    error = capsys.readouterr().err
+    assert "total_timesteps is 100, but the first rollout" in error
+    assert "takes 120 steps" in error
+    assert "raise --total-timesteps or lower --n-steps" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_evaluation_writes_the_scalars_of_training(tmp_path: Path) -> None:
     words = ["--agent", "kernel_ddqn", "--target-update-interval", "10", "--kernel.refresh-interval", "20"]
     assert run(tmp_path, *words, "--n-evaluations", "4") == 0

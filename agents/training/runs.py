@@ -19,7 +19,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.common.atomic_save import atomic_write
 from agents.common.schema import ConfigError
 from agents.training.config import ActorCriticConfig, PPOConfig, QLearningConfig, RunConfig
-from agents.training.evaluation import FINAL_SEED_OFFSET, Evaluation, PeriodicEvaluation, evaluate_greedily
+from agents.training.evaluation import (
+    FINAL_SEED_OFFSET,
+    Evaluation,
+    PeriodicEvaluation,
+    check_budget,
+    evaluate_greedily,
+)
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
 from agents.training.settings import dump_config, load_config
@@ -129,11 +135,13 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
         What `result.json` in the run folder holds.
 
     Raises:
-        ConfigError: the agent does not serve the environment, or the run folder is taken.
+        ConfigError: the agent does not serve the environment, the budget is too small for it to learn anything, or the
+            run folder is taken.
     """
     start = perf_counter()
     folder = RunFolder.of(config)
     folder.check_free(force=config.force)
+    check_budget(config)
     torch.set_num_threads(config.threads)
     model = build_model(config, env)
     folder.clear()

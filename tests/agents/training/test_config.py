@@ -24,6 +24,7 @@ from agents.training.config import (
     RunConfig,
     TrainConfig,
 )
+from agents.training.evaluation import check_budget
 from agents.training.registry import AGENTS
 from agents.training.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
 
@@ -163,6 +164,16 @@ def test_agents_share_the_budget_and_its_evaluations(agent: str, env_id: str) ->
     ours, theirs = (from_words("--agent", name, "--env", env_id) for name in (agent, "ddqn"))
     for name in ("total_timesteps", "n_evaluations", "n_eval_episodes", "n_final_eval_episodes"):
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+@pytest.mark.parametrize("agent", [name for name, spec in AGENTS.items() if issubclass(spec.config, PPOConfig)])
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_every_budget_holds_a_rollout(agent: str, env_id: str) -> None:
+    config = from_words("--agent", agent, "--env", env_id)
+    check_budget(config)
+    check_budget(dataclasses.replace(config, total_timesteps=config.n_steps * config.n_envs))
+    with pytest.raises(ConfigError, match=r"first rollout .* raise --total-timesteps or lower --n-steps"):
+        check_budget(dataclasses.replace(config, total_timesteps=config.n_steps * config.n_envs - 1))
 
 
 @pytest.mark.parametrize(("agent", "twin"), [("kernel_ppo", "ppo"), ("kernel_sac", "sac"), ("kernel_td3", "td3")])
