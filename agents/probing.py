@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
+from agents.common.normalized_env import frozen_statistics, require_normalized
 from agents.normalized_ppo import NormalizedPPO
 from skrl import ProbeReport, probe_layers
 from skrl.readouts.probe import Scorer
@@ -100,7 +101,8 @@ def probe_agent(
 
     Args:
         model: a trained SB3 model.
-        env: an environment, a vectorised one with one copy, or an id.
+        env: an environment, a vectorised one with one copy, or an id. It is reset, and the statistics of VecNormalize,
+            if it is in one, stand still meanwhile; it must be where the model was trained in one.
         variables: what is to be read out; the entries of the observation when left out, for vectors, and for Atari see
             :func:`ram_variables`. Those that never change are left out.
         steps: environment steps to play; two thirds are fitted to, the later third scores.
@@ -114,8 +116,8 @@ def probe_agent(
         Scores by variable and layer.
 
     Raises:
-        ValueError: the environment has several copies or observations of another kind, no variable ever changes, or a
-            number is out of range.
+        ValueError: the environment has several copies, is not normalised as the model's own is or has observations of
+            another kind, no variable ever changes, or a number is out of range.
     """
     if steps < 30:
         raise ValueError(f"steps is {steps}, but a probe needs at least 30; some thousand score well")
@@ -125,6 +127,7 @@ def probe_agent(
     try:
         if played.num_envs != 1:
             raise ValueError(f"env has {played.num_envs} copies, but a probe plays one")
+        require_normalized(model, played)
         is_vector = isinstance(model.observation_space, spaces.Box) and len(model.observation_space.shape) == 1
         if isinstance(model.observation_space, spaces.Dict):
             raise ValueError("observations are dicts, but a probe reads layers that see one tensor")
@@ -132,7 +135,8 @@ def probe_agent(
             raise ValueError("observations are no vectors; say what to read out, for Atari by ram_variables")
         rng = np.random.default_rng(seed)
         played.seed(seed)
-        seen, values = _play(model, played, variables or _entries, steps, exploration_rate, rng)
+        with frozen_statistics(played):
+            seen, values = _play(model, played, variables or _entries, steps, exploration_rate, rng)
     finally:
         if isinstance(env, str):
             played.close()

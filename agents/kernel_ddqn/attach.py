@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -17,6 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agents.common.normalized_env import frozen_statistics, require_normalized
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.experience import Experience
 from agents.kernel_ddqn.kernel_config import KernelConfig
@@ -109,7 +109,8 @@ def attach_kernel_head(
         env = env_or_buffer if copies is None else copies
         collector = _collector(model, env, config, n_steps, 2 * steps, seed)
         collector.exploration_rate = exploration_rate
-        with _frozen_statistics(collector):
+        assert collector.env is not None
+        with frozen_statistics(collector.env):
             return _greedy(_best_of_rounds(collector, steps, report or (lambda steps, mean_return: None)))
     finally:
         if copies is not None:
@@ -184,26 +185,10 @@ def _collector(
         device=model.device,
     )
     _check_spaces(model, collector.observation_space, collector.action_space, "environment")
-    if model.get_vec_normalize_env() is not None and collector._vec_normalize_env is None:
-        raise ValueError(
-            "the model was trained in VecNormalize, but the environment is not in one; give model.get_env()"
-        )
+    assert collector.env is not None
+    require_normalized(model, collector.env)
     copy_network(model, collector.policy)
     return collector
-
-
-@contextmanager
-def _frozen_statistics(collector: KernelDDQN) -> Iterator[None]:
-    """Keep the statistics of VecNormalize where the network knows them."""
-    normalize = collector._vec_normalize_env
-    if normalize is None:
-        yield
-        return
-    training, normalize.training = normalize.training, False
-    try:
-        yield
-    finally:
-        normalize.training = training
 
 
 def _best_of_rounds(collector: KernelDDQN, steps: int, report: Report) -> KernelDQNPolicy:

@@ -7,6 +7,7 @@ import torch
 from sb3_contrib import QRDQN
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import DoubleDQN, KernelDDQN, NormalizedPPO, probe_agent, ram_variables
 from envs import make_env
@@ -51,6 +52,19 @@ def test_layers_see_what_they_see_while_acting() -> None:
     acting, probed = torch.cat(seen[:90]), torch.cat(seen[90:])
     assert (acting < 0.0).all()
     assert torch.isin(probed, acting).all()
+
+
+def test_statistics_of_vec_normalize_stand_still_and_are_needed() -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1", 1, seed=0))
+    model = DoubleDQN("MlpPolicy", env, learning_starts=20, **SMALL).learn(60)
+    before = vars(env.obs_rms).copy(), vars(env.ret_rms).copy()
+    probe_agent(model, model.get_env(), steps=90, readouts=LINEAR)
+    for running, known in zip((env.obs_rms, env.ret_rms), before, strict=True):
+        assert all(np.array_equal(getattr(running, name), value) for name, value in known.items())
+    assert env.training
+    for other in ("CartPole-v1", gym.make("CartPole-v1"), make_vec_env("CartPole-v1", 1)):
+        with pytest.raises(ValueError, match=r"trained in VecNormalize.*get_env"):
+            probe_agent(model, other, steps=90, readouts=LINEAR)
 
 
 @pytest.mark.parametrize("cls", [QRDQN, PPO])
