@@ -32,7 +32,7 @@ gym.register_envs(tabular)
 
 
 class UnknownEnvironmentError(ValueError):
-    """No environment is registered under this id; the message names the nearest one that is."""
+    """No environment can be made under this id; the message names the nearest one that can."""
 
 
 def make_env(
@@ -49,7 +49,7 @@ def make_env(
     learning*, 2015): at most 30 no-ops, an action for 4 frames, 84 x 84 grey pixels, 4 frames stacked.
 
     Args:
-        env_id: any Gymnasium id; `module:Name-v0` imports the module first.
+        env_id: any Gymnasium id, of Atari games those above; `module:Name-v0` imports the module first.
         n_envs: copies stepped together in this process.
         seed: seed of the first copy, the next ones count up; None for an arbitrary one.
         evaluation: whether the return is to be the game's own: Atari rewards are then not clipped to their sign, and
@@ -60,7 +60,7 @@ def make_env(
         The vectorised environment.
 
     Raises:
-        UnknownEnvironmentError: no such id; the message names the nearest one.
+        UnknownEnvironmentError: no such id, or another one of an Atari game; the message names the nearest one.
     """
     require_known(env_id)
     kwargs, is_atari = env_kwargs or {}, env_id.startswith(ATARI_NAMESPACE)
@@ -81,7 +81,8 @@ def require_known(env_id: str) -> None:
     """Make sure that an id can be built, after registering the optional package that it needs.
 
     Raises:
-        UnknownEnvironmentError: no such id, or the package that provides it is not installed.
+        UnknownEnvironmentError: no such id, the package that provides it is not installed, or it is an Atari game's but
+            does not begin with the namespace by which preprocessing and settings know one.
     """
     if env_id.lower().startswith(MINATAR_NAMESPACE.lower()):
         _register_minatar()
@@ -90,12 +91,30 @@ def require_known(env_id: str) -> None:
         _import_registering(module, env_id)
     if name not in registry:
         raise UnknownEnvironmentError(f"unknown environment '{env_id}'; did you mean '{nearest_id(name)}'?")
+    if _is_of_ale(name) and not env_id.startswith(ATARI_NAMESPACE):
+        raise UnknownEnvironmentError(
+            f"environment '{env_id}' is an Atari game, but only an id that begins with '{ATARI_NAMESPACE}' brings the "
+            f"preprocessing and the settings for one; use '{_preprocessed_id(name)}'"
+        )
 
 
 def nearest_id(name: str) -> str:
-    """The registered id closest to a name, letter case aside."""
+    """The id closest to a name, letter case aside, of those that `make_env` takes."""
     by_lower = {known.lower(): known for known in sorted(registry)}
-    return by_lower[get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)[0]]
+    nearest = by_lower[get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)[0]]
+    return _preprocessed_id(nearest) if _is_of_ale(nearest) else nearest
+
+
+def _is_of_ale(name: str) -> bool:
+    """Whether ale_py makes the environment, which has old ids (`PongNoFrameskip-v4`), too."""
+    return str(registry[name].entry_point).startswith(f"{ale_py.__name__}.")
+
+
+def _preprocessed_id(name: str) -> str:
+    """The id with the namespace of Atari for the game that another one plays."""
+    game = registry[name].kwargs.get("game")
+    own = (known for known in registry if known.startswith(ATARI_NAMESPACE))
+    return next((known for known in own if registry[known].kwargs.get("game") == game), f"{ATARI_NAMESPACE}GAME-v5")
 
 
 def _import_registering(module: str, env_id: str) -> None:

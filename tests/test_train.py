@@ -232,6 +232,7 @@ def test_result_with_several_environments_overshoots_no_evaluation(tmp_path: Pat
     [
         (["--agent", "kernel_dqn"], "did you mean 'kernel_ddqn'"),
         (["--env", "CartPoel-v1"], "did you mean 'CartPole-v1'"),
+        (["--env", "PongNoFrameskip-v4"], "use 'ALE/Pong-v5'"),
         (["--env", "Pendulum-v1"], "use --agent ppo or kernel_ppo or sac"),
         (["--learning-rte", "1"], "did you mean '--learning-rate'"),
         (["--seed", "one"], "seed is 'one'"),

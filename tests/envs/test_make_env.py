@@ -111,11 +111,27 @@ def test_arguments_reach_the_constructor() -> None:
         ("LunarLander-v2", "LunarLander-v3"),
         ("ALE/pnog-v5", "ALE/Pong-v5"),
         ("Chian-v0", "Chain-v0"),
+        ("Pong", "ALE/Pong-v5"),
+        ("MsPacmanNoFrameskip-v5", "ALE/MsPacman-v5"),
     ],
 )
 def test_unknown_id_names_the_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(UnknownEnvironmentError, match=f"'{wrong}'; did you mean '{nearest}'"):
         make_env(wrong)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "remedy"),
+    [
+        ("PongNoFrameskip-v4", "ALE/Pong-v5"),
+        ("MsPacman-v0", "ALE/MsPacman-v5"),
+        ("ale_py:Breakout-v4", "ALE/Breakout-v5"),
+        ("ale_py:ALE/Pong-v5", "ALE/Pong-v5"),
+    ],
+)
+def test_an_atari_game_without_its_preprocessing_is_refused(env_id: str, remedy: str) -> None:
+    with pytest.raises(UnknownEnvironmentError, match=f"'{env_id}' is an Atari game.*use '{remedy}'"):
+        make_env(env_id)
 
 
 def test_missing_module_is_named() -> None:
