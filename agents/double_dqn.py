@@ -17,12 +17,15 @@ from agents.common.atomic_save import AtomicSave
 from agents.common.derived_settings import DerivedSettings
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
-from agents.common.nonfinite import NonFiniteGuard, Observation
+from agents.common.nonfinite import NonFiniteGuard, Observation, reached
 from agents.common.targets import double_q_target
 from skrl.shapes import Float, Tensor
 
 TD_ERROR_MOMENTUM = 0.01
 """Weight of one update in the running mean of the absolute TD error."""
+
+OTHER_THAN_FUSED = frozenset({"foreach", "differentiable"})
+"""Arguments of Adam that exclude a fused step."""
 
 
 class TransitionBatch(NamedTuple):
@@ -168,7 +171,8 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         dones: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        self.nonfinite_guard.check_transition(self.num_timesteps, self._env_name, reward, new_obs)
+        seen = reached(new_obs, dones, infos)
+        self.nonfinite_guard.check_transition(self.num_timesteps, self._env_name, reward, seen)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _env_name(self) -> str:
@@ -178,7 +182,9 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
 
 
 def _with_fused_adam(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a policy whose Adam steps through all parameters in one call; another optimizer is left alone."""
-    if policy_kwargs.get("optimizer_class", torch.optim.Adam) is not torch.optim.Adam:
+    """Arguments of a policy whose Adam steps through all parameters in one call; another way, if asked for, is kept."""
+    own = policy_kwargs.get("optimizer_kwargs") or {}
+    is_adam = policy_kwargs.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam
+    if not is_adam or not OTHER_THAN_FUSED.isdisjoint(own):
         return policy_kwargs
-    return {**policy_kwargs, "optimizer_kwargs": {"fused": True, **(policy_kwargs.get("optimizer_kwargs") or {})}}
+    return {**policy_kwargs, "optimizer_kwargs": {"fused": True, **own}}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class NonFiniteGuard:
             step: environment steps so far.
             env_name: gives the environment's name, asked for only when it is needed.
             reward: one per environment, [n_envs].
-            observation: one per environment, [n_envs, ...], or a dict of such arrays.
+            observation: in which it ended, one per environment, [n_envs, ...], or a dict of such arrays.
         """
         bad_reward = ~np.isfinite(reward)
         bad_observation = _nonfinite_rows(observation, len(reward))
@@ -84,6 +85,27 @@ class NonFiniteGuard:
                 f"finite (limit {self.limit}); {self.source}. The parameters are unharmed."
             )
         return False
+
+
+def reached(
+    observation: Observation, dones: npt.NDArray[np.generic], infos: Sequence[Mapping[str, Any]]
+) -> Observation:
+    """Observations in which a transition ended, where SB3 gives those of the next episode.
+
+    Args:
+        observation: one per environment, [n_envs, ...], or a dict of such arrays.
+        dones: where an episode ended, [n_envs].
+        infos: those of the step, which hold ``terminal_observation`` there.
+    """
+    if not dones.any():
+        return observation
+    parts = observation if isinstance(observation, dict) else {"": observation}
+    ended = {key: part.copy() for key, part in parts.items()}
+    for row in np.flatnonzero(dones).tolist():
+        last = infos[row].get("terminal_observation", {})
+        for key, value in (last if isinstance(last, dict) else {"": last}).items():
+            ended[key][row] = value
+    return ended if isinstance(observation, dict) else ended[""]
 
 
 def _nonfinite_rows(observation: Observation, rows: int) -> npt.NDArray[np.bool_]:

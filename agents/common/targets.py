@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from skrl.shapes import Float, Tensor
 
 
@@ -18,7 +20,7 @@ def double_q_target(
 
     Args:
         rewards: (n-step) returns R, any batch shape.
-        discounts: D = γⁿ, zero where s' is terminal, same shape.
+        discounts: D = γⁿ, zero where s' is terminal, same shape; values there do not count, not even NaN.
         next_q_online: values that choose the action, [..., A].
         next_q_target: values that evaluate it, [..., A].
 
@@ -26,4 +28,5 @@ def double_q_target(
         Targets y, the batch shape.
     """
     chosen = next_q_online.argmax(dim=-1, keepdim=True)
-    return rewards + discounts * next_q_target.gather(-1, chosen).squeeze(-1)
+    bootstrapped = rewards + discounts * next_q_target.gather(-1, chosen).squeeze(-1)
+    return torch.where(discounts == 0.0, rewards, bootstrapped)

@@ -23,10 +23,10 @@ SETTINGS = {
 
 
 class Poisoned(gym.Wrapper):
-    """CartPole that sends a value which is not finite at given steps."""
+    """CartPole that sends a value which is not finite at given steps, or where an episode ends."""
 
-    def __init__(self, bad_steps: range, what: str) -> None:
-        super().__init__(gym.make("CartPole-v1"))
+    def __init__(self, bad_steps: range, what: str, max_episode_steps: int | None = None) -> None:
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=max_episode_steps))
         self.bad_steps, self.what, self.count = bad_steps, what, 0
 
     def step(self, action):
@@ -37,6 +37,8 @@ class Poisoned(gym.Wrapper):
                 observation = np.full_like(observation, np.nan)
             else:
                 reward = float(self.what)
+        if self.what == "last observation" and (terminated or truncated):
+            observation = np.full_like(observation, np.nan)
         return observation, reward, terminated, truncated, info
 
 
@@ -59,6 +61,17 @@ def test_a_hopeless_run_stops_and_names_step_and_environment(cls) -> None:
     with pytest.raises(NonFiniteError, match=r"at step \d+.*first seen at step 1: reward nan.*CartPole-v1"):
         model.learn(2000)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
+def test_a_last_observation_counts_where_targets_read_it(cls) -> None:
+    """Where the episode was cut off; where it terminated nothing is read."""
+    settings = {**SETTINGS, "seed": 1}
+    model = cls("MlpPolicy", Poisoned(range(0), "last observation"), **settings).learn(200)
+    assert model.nonfinite_guard.transitions > 3
+    assert model.nonfinite_guard.skipped == 0
+    with pytest.raises(NonFiniteError, match=r"first seen at step 3: an observation that is not finite .*CartPole-v1"):
+        cls("MlpPolicy", Poisoned(range(0), "last observation", max_episode_steps=3), **settings).learn(2000)
 
 
 def test_the_guard_counts_only_consecutive_failures() -> None:
@@ -179,6 +192,7 @@ def test_adam_is_fused_unless_another_optimizer_is_asked_for() -> None:
     assert optimizer().defaults["fused"]
     assert optimizer(optimizer_kwargs={"eps": 0.1}).defaults["eps"] == 0.1
     assert not optimizer(optimizer_kwargs={"fused": False}).defaults["fused"]
+    assert optimizer(optimizer_kwargs={"foreach": True}).defaults["foreach"]
     assert isinstance(optimizer(optimizer_class=torch.optim.RMSprop), torch.optim.RMSprop)
 
 

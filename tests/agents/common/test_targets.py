@@ -11,6 +11,8 @@ def test_matches_a_hand_computed_target() -> None:
     # The online network chooses actions 1, 0, 1; the target network says what they are worth.
     expected = torch.tensor([1.0 + 0.9 * 20.0, 2.0 + 0.5 * 30.0, 3.0])
     assert torch.equal(double_q_target(rewards, discounts, online, target), expected)
+    target[2] = online[2] = float("nan")
+    assert torch.equal(double_q_target(rewards, discounts, online, target), expected)
 
 
 def test_the_online_network_chooses_and_the_target_network_evaluates() -> None:
