@@ -15,6 +15,9 @@ from agents.dqk.perturbation_config import PerturbationConfig
 from agents.dqk.perturbed_q_network import PerturbedQNetwork
 from agents.dqk.policies import DQKCnnPolicy, DQKMultiInputPolicy, DQKPolicy
 
+GROWTH = 2
+"""Supports are placed anew when the replay buffer holds so many times what it held the last time."""
+
 
 class DQK(DoubleDQN):
     """Deep Q-kernel: the hybrid agent of the Sparse Kernel paper, trained end to end by Double DQN's update.
@@ -22,7 +25,8 @@ class DQK(DoubleDQN):
     J.-M. Mercier and G. Santin, *Differentiable Kernel Ridge Regression for Deep Learning Pipelines*, 2026, arXiv
     2605.02313. Where :class:`~agents.kernel_ddqn.KernelDDQN` solves for the correction that its memory asks for, here
     supports and targets are parameters, learned by the gradient like every other layer. Supports begin as different
-    transitions' observations, drawn from the replay buffer at the first update at which it holds enough of them.
+    transitions' observations, drawn from the replay buffer at the first update at which it holds enough of them. They
+    are drawn anew whenever it holds twice as many as then, with what the kernels said there as their targets.
 
     Takes every argument of :class:`DoubleDQN`, by name. The policy is ``MlpPolicy``, ``CnnPolicy``,
     ``MultiInputPolicy`` or a subclass of :class:`DQKPolicy`.
@@ -62,13 +66,21 @@ class DQK(DoubleDQN):
                 **(kwargs.get("policy_kwargs") or {}),
                 "kernel": asdict(PerturbationConfig.read(kernel)),
             }
+        # Transitions in the buffer when supports were placed the last time; a saved model knows it.
+        self.transitions_at_placement = 0
         super().__init__(policy, env, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps on the network and the kernels; arguments as in :class:`DoubleDQN`."""
-        # Asked once a round: acting has waited for the device just before.
-        if not self.q_net.is_placed:
-            self._place_supports()
+        assert self.replay_buffer is not None
+        stored, capacity = self.replay_buffer.size() * self.n_envs, self.policy.kernel.capacity
+        if stored >= max(capacity, GROWTH * self.transitions_at_placement):
+            self._place_supports(stored)
+        elif stored < capacity and self.replay_buffer.full:
+            raise ValueError(
+                f"the replay buffer holds {stored} transitions, too few for {capacity} supports; "
+                "raise buffer_size or lower kernel.capacity"
+            )
         super().train(gradient_steps, batch_size)
 
     def dump_logs(self) -> None:
@@ -82,16 +94,12 @@ class DQK(DoubleDQN):
         super()._setup_model()
         ReplayView.of(self)  # refuses a buffer that cannot be read so
 
-    def _place_supports(self) -> None:
-        view, count = ReplayView.of(self), self.policy.kernel.capacity
-        slots = view.slots()
-        if len(slots) < count:
-            if view.buffer.full:
-                raise ValueError(
-                    f"the replay buffer holds {len(slots)} transitions, too few for {count} supports; "
-                    "raise buffer_size or lower kernel.capacity"
-                )
-            return
-        observations = view.observations(self.rng.choice(slots, count, replace=False))
+    def _place_supports(self, stored: int) -> None:
+        view = ReplayView.of(self)
+        observations = view.observations(self.rng.choice(view.slots(), self.policy.kernel.capacity, replace=False))
         for network in (self.q_net, self.q_net_target):
             network.place_supports(observations)
+        for parameter in self.q_net.perturbation.parameters():
+            # Moments of the supports of until now say nothing about these.
+            self.policy.optimizer.state.pop(parameter, None)
+        self.transitions_at_placement = stored

@@ -21,7 +21,7 @@ class PerturbedQNetwork(QNetwork):
 
     One set of supports carries the targets of both kernels, so that one search and one solve serve both. h(s) is
     everything before the last hidden layer; without a hidden layer SK₁ has nothing to perturb. Until
-    :meth:`place_supports` has run, and right after it, targets are zero and so are both perturbations.
+    :meth:`place_supports` has run, and right after the first time, targets are zero and so are both perturbations.
 
     Args:
         kernel: settings of the kernel.
@@ -66,9 +66,10 @@ class PerturbedQNetwork(QNetwork):
 
     @torch.no_grad()
     def place_supports(self, observations: PyTorchObs) -> None:
-        """Begin with the features of given observations as supports, with targets of zero.
+        """Take the features of given observations as supports, and what the kernels have said there as their targets.
 
-        The lengthscale is ``lengthscale_factor`` times the median distance from a support to its k-th neighbour.
+        The first time these are zero. The lengthscale is ``lengthscale_factor`` times the median distance from a
+        support to its k-th neighbour.
 
         Args:
             observations: as many as there are supports, [M, ...].
@@ -82,13 +83,14 @@ class PerturbedQNetwork(QNetwork):
         finite = raw.isfinite().all(1)
         # In place of what is not finite stands the mean of the others.
         raw = torch.where(finite.unsqueeze(1), raw, raw[finite].mean(0) if finite.any() else 0.0)
+        known = self.perturbation(self.feature_map.standardise(raw)) * self.is_placed
         self.feature_map.fit(raw)
         supports, kernel = self.feature_map.standardise(raw), self.perturbation
         assert kernel.features is not None
         assert kernel.targets is not None
         assert kernel.lengthscale is not None
         kernel.features.copy_(supports)
-        kernel.targets.zero_()
+        kernel.targets.copy_(known)
         k = min(self.kernel.k, len(supports) - 1)
         kernel.lengthscale.copy_(neighbor_lengthscale(supports, k, self.kernel.lengthscale_factor))
         self.is_placed.fill_(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import gymnasium as gym
@@ -72,11 +73,40 @@ def test_supports_begin_as_replayed_observations_and_then_learn() -> None:
     begun = network.perturbation.features.detach().clone()
     before = [begun, network.perturbation.targets.detach().clone()]
     model.lr_schedule = lambda _: 1e-3
-    model.learn(120, reset_num_timesteps=False)
+    model.learn(40, reset_num_timesteps=False)
     for old, new in zip(before, (network.perturbation.features, network.perturbation.targets), strict=True):
         assert not torch.equal(old, new)
-    # They are placed once: learning moves them from there by small steps.
+    # Until there is twice as much to draw from, learning moves them from there by small steps.
     assert (network.perturbation.features - begun).abs().max() < 0.5
+
+
+def test_supports_are_drawn_anew_whenever_the_buffer_has_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, placed = _model(), []
+    place = model._place_supports
+    monkeypatch.setattr(model, "_place_supports", lambda stored: (placed.append(stored), place(stored)))
+    model.learn(500)
+    assert len(placed) == 4
+    assert all(2 * one <= other < 2 * one + 5 for one, other in itertools.pairwise(placed))
+    buffer = model.replay_buffer
+    seen = model.q_net.feature_map(torch.from_numpy(buffer.observations[: placed[-1], 0]))
+    distances = torch.cdist(model.q_net.perturbation.features, seen)
+    assert (distances.argmin(1) > placed[0]).sum() > 20
+
+
+def test_supports_placed_anew_begin_with_what_was_known() -> None:
+    model = DQK("MlpPolicy", "CartPole-v1", kernel={**KERNEL, "ridge": 1e-6, "localisation": "hard"}, **SETTINGS)
+    network = model.learn(120).q_net
+    network.perturbation.targets.data.normal_()
+    observations = torch.from_numpy(model.replay_buffer.observations[80:120, 0])
+    with torch.no_grad():
+        before = network(observations)
+        network.place_supports(observations)
+        torch.testing.assert_close(network(observations), before, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(before, before[:1].expand_as(before))
+    learned = list(network.perturbation.parameters())
+    assert all(parameter in model.policy.optimizer.state for parameter in learned)
+    model._place_supports(120)
+    assert not any(parameter in model.policy.optimizer.state for parameter in learned)
 
 
 def test_before_supports_are_placed_nothing_of_the_kernel_learns() -> None:
