@@ -1,0 +1,130 @@
+"""Forward and backward pass of a learned Sparse Kernel on a CPU, by compiled loops against plain torch operations.
+
+python benchmarks/gradients.py
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from local_solve_timing import Times, interleave
+
+from agents.training.provenance import commit, versions
+from skrl import SparseKernel, compiling, functional
+from skrl.search.neighbors import Localisation
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One problem: M supports with c targets in d dimensions, B queries, k neighbours."""
+
+    what: str
+    supports: int
+    queries: int
+    dim: int
+    targets: int
+    k: int
+    localisation: Localisation = "hard"
+
+
+SHAPES = (
+    Shape("layer of dqk", 256, 128, 4, 258, 16, "continuous"),
+    Shape("small regression", 1_000, 256, 8, 1, 16),
+    Shape("regression", 10_000, 1_024, 8, 1, 32),
+    Shape("wide features", 10_000, 1_024, 64, 10, 32),
+    Shape("many queries", 2_000, 20_000, 8, 1, 16),
+)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What to time; both sides in alternation, medians over rounds."""
+
+    rounds: int = 15
+    """Samples of each side, at most."""
+
+    seconds: float = 20.0
+    """No further round of a shape begins after this time."""
+
+    threads: int = 1
+    """Threads of torch."""
+
+    results: Path = Path(__file__).resolve().parent / "results"
+    """Where gradients.md is written."""
+
+
+def timed(shape: Shape, rounds: int, seconds: float) -> Times:
+    """Seconds of a forward and a backward pass, all of supports, targets, lengthscale and ridge being learned."""
+    torch.manual_seed(0)
+    queries = torch.randn(shape.queries, shape.dim)
+    supports, targets = torch.randn(shape.supports, shape.dim), torch.randn(shape.supports, shape.targets)
+    module = SparseKernel(
+        torch.nn.Parameter(supports), torch.nn.Parameter(targets), k=shape.k, lengthscale=1.0, ridge=0.1,
+        localisation=shape.localisation, learn_kernel=True,
+    )  # fmt: skip
+
+    def side(is_compiled: bool) -> Callable[[int], float]:
+        def call(_: int) -> float:
+            functional.carries_gradients = lambda kernel, points: is_compiled
+            module.zero_grad()
+            module(queries).square().mean().backward()
+            return 0.0
+
+        return call
+
+    ours, rival = side(True), side(False)
+    earlier = []
+    for call in (ours, rival):
+        call(0)
+        started = time.perf_counter()
+        call(0)
+        earlier.append(time.perf_counter() - started)
+    return interleave(ours, rival, rounds, seconds, (earlier[0], earlier[1]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Time every shape and write the table."""
+    settings = tyro.cli(Gradients, description=__doc__, args=argv)
+    if not compiling.AVAILABLE:
+        print("numba is missing, so that there is nothing to compare; pip install numba", file=sys.stderr)
+        return 2
+    torch.set_num_threads(settings.threads)
+    lines, ratios = [], []
+    for shape in SHAPES:
+        times = timed(shape, settings.rounds, settings.seconds)
+        ratios.append(times.rival / times.ours)
+        lines.append(
+            f"| {shape.what}, {shape.localisation} | {shape.supports:,} | {shape.queries:,} | {shape.dim} | "
+            f"{shape.targets} | {shape.k} | {1e3 * times.ours:.2f} | {1e3 * times.rival:.2f} | **{ratios[-1]:.1f}** |"
+        )
+        print(lines[-1], flush=True)
+    known = ", ".join(f"{name} {version}" for name, version in versions().items())
+    table = [
+        "# gradients",
+        "",
+        f"`{' '.join(['python benchmarks/gradients.py', *argv])}` · commit {commit()} · {platform.machine()}, "
+        f"{settings.threads} thread(s) · {known}.",
+        "",
+        "Milliseconds of a forward and a backward pass in which supports, targets, lengthscale and ridge are learned, "
+        "float32; medians of samples in alternation, the same compiled search included on both sides.",
+        "",
+        "| problem | supports | queries | dimensions | targets | k | compiled | plain torch | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *lines,
+        "",
+        f"Geometric mean of the ratios: {float(np.exp(np.log(ratios).mean())):.1f}.",
+    ]
+    (settings.results / "gradients.md").write_text("\n".join(table) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
