@@ -36,6 +36,8 @@ class KernelRefreshCallback(BaseCallback):
         policy = self.model.policy
         assert isinstance(policy, KernelPolicy)
         policy.online.bonus = policy.kernel.bonus_at(self.model._current_progress_remaining)
+        # SB3 stores the transitions of this step next.
+        self.kernel.table.rows_stored += 1
         return True
 
     def _on_rollout_end(self) -> None:

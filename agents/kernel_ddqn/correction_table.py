@@ -40,6 +40,8 @@ class CorrectionTable:
         self.variance = torch.zeros(sets, 0, device=device)
         # No row is known yet, whatever the buffer already holds.
         self._next_row: int | None = None
+        # Since the last read, counted by whoever stores: a buffer that has gone by whole stands where it stood.
+        self.rows_stored = 0
 
     @torch.no_grad()
     def read_features(self) -> tuple[Slots, npt.NDArray[np.bool_]]:
@@ -95,12 +97,13 @@ class CorrectionTable:
         return bounded_correction(self.indices[:, rows], self.weights[:, rows], shaped).mT
 
     def _new_slots(self) -> Slots:
-        """Slots filled since the last call, which must come before a whole buffer has gone by."""
+        """Slots filled since the last call, all when a whole buffer has gone by."""
         buffer = self.view.buffer
         known, self._next_row = self._next_row, buffer.pos
+        counted, self.rows_stored = self.rows_stored, 0
         if known is None:
             return self.view.slots()
-        return self.view.newest((buffer.pos - known) % buffer.buffer_size)
+        return self.view.newest(max(counted, (buffer.pos - known) % buffer.buffer_size))
 
     def _read_raw(self, slots: Slots) -> None:
         if len(slots) == 0:

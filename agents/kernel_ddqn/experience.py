@@ -91,7 +91,7 @@ class Experience:
         observations, rewards, dones, infos = self.env.step(actions)
         normalize = model._vec_normalize_env
         original = rewards if normalize is None else normalize.get_original_reward()
-        model._store_transition(model.replay_buffer, actions, observations, rewards, dones, infos)  # type: ignore[arg-type]
+        model._store_transition(model.replay_buffer, actions, observations, rewards, dones, infos)
         self.steps += self.env.num_envs
         return original, dones
 

@@ -128,6 +128,11 @@ class KernelDeepQ(OffPolicyAlgorithm):
         assert self.replay_kernel is not None
         return self.replay_kernel
 
+    def _store_transition(self, *args: Any, **kwargs: Any) -> None:
+        super()._store_transition(*args, **kwargs)
+        if self.replay_kernel is not None:
+            self.replay_kernel.table.rows_stored += 1
+
     def _on_step(self) -> None:
         super()._on_step()
         self._set_bonus()

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import DQN
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from agents import KernelDDQN, KernelQ
+from agents import KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
+from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from envs.tabular import ChainEnv
 
@@ -146,6 +148,31 @@ def test_a_buffer_that_wraps_around_keeps_the_cache_right() -> None:
     fresh = model.q_net.head.correction(model.q_net.feature_map(kernel.view.next_observations(slots)))
     assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
     assert len(kernel.table.raw) == 150
+
+
+def _whole_buffers_between_reads(agent: str, size: int) -> ReplayKernel:
+    """A kernel that has read its buffer a few times, every time after as many steps as that has rows."""
+    kernel = {**SETTINGS["kernel"], "refresh_interval": 1000}
+    settings: dict[str, Any] = {**SETTINGS, "kernel": kernel, "buffer_size": size, "train_freq": size}
+    if agent == "kernel_ddqn":
+        return _kernel(KernelDDQN("MlpPolicy", "CartPole-v1", **settings).learn(5 * size))
+    if agent == "kernel_q":
+        # Reads at rebuilds only.
+        settings |= {"kernel": {**SETTINGS["kernel"], "refresh_interval": size}, "target_update_interval": size}
+        settings = {name: value for name, value in settings.items() if name not in GRADIENT_SETTINGS}
+        return _kernel(KernelQ("MlpPolicy", "CartPole-v1", **settings).learn(5 * size))
+    policy_kwargs = {**SETTINGS["policy_kwargs"], "kernel": {**settings.pop("kernel"), "backup": "continue"}}
+    callback = KernelRefreshCallback()
+    DQN(KernelDQNPolicy, "CartPole-v1", **{**settings, "policy_kwargs": policy_kwargs}).learn(5 * size, callback)
+    return callback.kernel
+
+
+@pytest.mark.parametrize("agent", ["kernel_ddqn", "kernel_q", "zoo_dqn"])
+def test_a_whole_buffer_that_goes_by_between_two_reads_is_read_anew(agent: str) -> None:
+    kernel = _whole_buffers_between_reads(agent, 64)
+    slots = kernel.view.slots()
+    assert torch.equal(kernel.table.raw[slots], kernel.feature_map.raw(kernel.view.observations(slots)))
+    assert torch.equal(kernel.table.raw_next[slots], kernel.feature_map.raw(kernel.view.next_observations(slots)))
 
 
 class OneActionMatters(gym.Env):
