@@ -62,7 +62,11 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as in :class:`DoubleDQN`."""
-        self._kernel().extend()
+        kernel = self._kernel()
+        if self._is_resumed(kernel):
+            # The rollout's target updates lie behind, and the next one brings its own refresh.
+            kernel.refresh(self.num_timesteps)
+        kernel.extend()
         super().train(gradient_steps, batch_size)
 
     def _setup_model(self) -> None:
@@ -80,6 +84,15 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
         # After the target update, never before: the residuals are relative to the new target network.
         if copied and self.num_timesteps > self.learning_starts:
             self._kernel().refresh(self.num_timesteps)
+
+    def _is_resumed(self, kernel: ReplayKernel) -> bool:
+        """Whether acting reads supports that minibatches cannot read, since head or buffer were replaced.
+
+        A buffer that holds no more than ``learning_starts`` waits for the target update, as in a run that begins.
+        """
+        if kernel.supports is not None or kernel.view.size <= self.learning_starts:
+            return False
+        return bool(kernel.head.memory.mask.any())
 
     def _sample_batch(self, batch_size: int) -> TransitionBatch:
         kernel = self._kernel()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
+from agents.double_dqn import TransitionBatch
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from envs.tabular import ChainEnv
@@ -221,6 +223,46 @@ def test_a_loaded_buffer_gets_a_kernel_of_its_own(tmp_path) -> None:
     slots = kernel.view.slots()
     fresh = model.q_net.head.correction(model.q_net.feature_map(kernel.view.next_observations(slots)))
     assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
+
+
+@pytest.mark.parametrize("replaced", ["model", "parameters", "buffer"])
+def test_a_resumed_model_learns_at_once_from_the_corrections_that_it_acts_on(
+    replaced: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next target update is eight steps away."""
+    model = _trained(312)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    if replaced == "model":
+        model.save(tmp_path / "model.zip")
+        model = KernelDDQN.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
+    if replaced == "parameters":
+        model.set_parameters(model.get_parameters())
+    else:
+        model.load_replay_buffer(tmp_path / "buffer.pkl")
+    batches: list[TransitionBatch] = []
+    sample = model._sample_batch
+
+    def watched(batch_size: int) -> TransitionBatch:
+        batches.append(sample(batch_size))
+        return batches[-1]
+
+    monkeypatch.setattr(model, "_sample_batch", watched)
+    model.learn(4, reset_num_timesteps=False)
+    assert _kernel(model).steps_at_rebuild == 316
+    for batch in batches:
+        fresh = model.q_net.head.correction(model.q_net.feature_map(batch.next_observations))
+        assert fresh.abs().max() > 0
+        assert torch.allclose(batch.next_corrections, fresh, atol=1e-5)
+
+
+def test_a_model_that_is_loaded_without_its_buffer_keeps_its_supports_until_the_target_update(tmp_path: Path) -> None:
+    model = _trained(312)
+    model.save(tmp_path / "model.zip")
+    loaded = KernelDDQN.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
+    loaded.learn(4, reset_num_timesteps=False)
+    assert torch.equal(loaded.q_net.head.memory.features, model.q_net.head.memory.features)
+    loaded.learn(4, reset_num_timesteps=False)
+    assert loaded.q_net.head.memory.sizes.sum() == 8
 
 
 def test_normalised_observations_are_read_as_the_network_sees_them() -> None:
