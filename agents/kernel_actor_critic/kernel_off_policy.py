@@ -14,6 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from agents.common.atomic_save import AtomicSave
+from agents.common.cut_at_reset import CutAtReset
 from agents.common.derived_settings import DerivedSettings
 from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import ReplayView
@@ -23,7 +24,7 @@ from agents.kernel_actor_critic.corrected_critic import CorrectedCritic
 from skrl.shapes import Float, Tensor
 
 
-class KernelOffPolicy(AtomicSave, DerivedSettings, NamedRuns, OffPolicyAlgorithm, ABC):
+class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPolicyAlgorithm, ABC):
     """Mixed in before SB3's SAC or TD3, whose updates stay as they are.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from agents.common.cut_at_reset import cut_episodes
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 
 EPISODES = 5
@@ -27,7 +28,9 @@ class Experience:
 
     def __init__(self, model: KernelDDQN, limit: int, seed: int) -> None:
         assert model.env is not None
-        self.model, self.env, self.limit, self.seed = model, model.env, limit, seed
+        assert model.replay_buffer is not None
+        self.model, self.env, self.buffer = model, model.env, model.replay_buffer
+        self.limit, self.seed = limit, seed
         self.steps = 0
 
     def explore(self, steps: int, refresh: Callable[[], None]) -> None:
@@ -44,7 +47,7 @@ class Experience:
             if self.steps >= due:
                 refresh()
                 due += REFRESH
-        self._cut()
+        cut_episodes(self.buffer)
 
     def measure(self, steps: int) -> float:
         """Mean return of greedy episodes: as many of every copy, until ``steps`` steps are taken.
@@ -73,7 +76,7 @@ class Experience:
             for copy in np.flatnonzero(dones):
                 returns[copy].append(float(running[copy]))
                 running[copy] = 0.0
-        self._cut()
+        cut_episodes(self.buffer)
         return [value for copy, ended in enumerate(returns) for value in ended[:wanted] or [float(running[copy])]]
 
     def _reset(self) -> None:
@@ -86,19 +89,10 @@ class Experience:
         """One step of every copy, stored as SB3 stores it; rewards before normalisation and ends of episodes."""
         model = self.model
         assert model._last_obs is not None
-        assert model.replay_buffer is not None
         actions, _ = model.predict(model._last_obs, deterministic=greedy)
         observations, rewards, dones, infos = self.env.step(actions)
         normalize = model._vec_normalize_env
         original = rewards if normalize is None else normalize.get_original_reward()
-        model._store_transition(model.replay_buffer, actions, observations, rewards, dones, infos)
+        model._store_transition(self.buffer, actions, observations, rewards, dones, infos)
         self.steps += self.env.num_envs
         return original, dones
-
-    def _cut(self) -> None:
-        """End the stored episodes here: the next ones begin anew, and no return may run on into them."""
-        buffer = self.model.replay_buffer
-        assert buffer is not None
-        newest = (buffer.pos - 1) % buffer.buffer_size
-        buffer.timeouts[newest] = np.where(buffer.dones[newest] > 0, buffer.timeouts[newest], 1.0)
-        buffer.dones[newest] = 1.0

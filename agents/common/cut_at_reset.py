@@ -1,0 +1,58 @@
+"""Episodes that a reset of the environment breaks off, ended in the replay buffer too."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+
+def cut_episodes(buffer: ReplayBuffer) -> None:
+    """End the stored episodes at the newest row as a time limit does, so that no return runs on into what follows.
+
+    A buffer that saves memory loses the state to bootstrap from, so there they end as in a terminal state, which is
+    how SB3 ends them.
+
+    Args:
+        buffer: the replay buffer; an empty one is left alone.
+    """
+    if buffer.size() == 0:
+        return
+    newest = (buffer.pos - 1) % buffer.buffer_size
+    if not buffer.optimize_memory_usage:
+        buffer.timeouts[newest] = np.where(buffer.dones[newest] > 0, buffer.timeouts[newest], 1.0)
+    buffer.dones[newest] = 1.0
+
+
+class CutAtReset(OffPolicyAlgorithm):
+    """Mixed in before one of SB3's algorithms, whose n-step returns then end where learning resets the environment."""
+
+    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer as SB3 does.
+
+        Args:
+            path: file name or an open binary file.
+            truncate_last_traj: end the episodes that the buffer ends with; false where learning goes on in them.
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        assert self.replay_buffer is not None
+        if truncate_last_traj:
+            cut_episodes(self.replay_buffer)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        # SB3 resets on the same two conditions.
+        if self.replay_buffer is not None and (reset_num_timesteps or self._last_obs is None):
+            cut_episodes(self.replay_buffer)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
