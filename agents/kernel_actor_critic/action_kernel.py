@@ -113,6 +113,11 @@ class ActionKernel:
         """R(s, a) of given pairs, [B, 1]; zero before the first refresh."""
         return self.head.correction(self._points(observations, actions))
 
+    def forget(self) -> None:
+        """Drop supports and residuals, as those of other critics; the next refresh chooses supports anew."""
+        self.transitions = None
+        self.head.memory.clear()
+
     @torch.no_grad()
     def refresh(
         self,

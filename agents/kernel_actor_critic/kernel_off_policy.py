@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.cut_at_reset import CutAtReset
@@ -51,6 +52,16 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
     @abstractmethod
     def _entropy_weight(self) -> Tensor | float:
         """α, by which targets count the entropy of the policy."""
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take over parameters as SB3 does; the kernel, whose residuals are of the old critics, begins anew."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self.action_kernel.forget()
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as for the algorithm."""

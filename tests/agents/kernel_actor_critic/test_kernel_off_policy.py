@@ -69,6 +69,22 @@ def test_a_saved_model_is_loaded_by_both(cls, twin, n_steps, tmp_path) -> None:
     assert np.array_equal(plain.predict(observation, deterministic=True)[0], expected)
 
 
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_parameters_of_another_model_begin_without_the_residuals_of_the_old_critics(cls) -> None:
+    model, other = (make(cls, kernel=KERNEL, seed=seed).learn(80) for seed in (0, 1))
+    observations, actions = model.replay_buffer.sample(8)[:2]
+    assert model.action_kernel.correction(observations, actions).any()
+    model.set_parameters(other.get_parameters(), device="cpu")
+    assert not model.action_kernel.correction(observations, actions).any()
+    assert model.action_kernel.scalars == {}
+    plain = model.policy.critic_target(observations, actions)
+    assert all(map(torch.equal, model.critic_target(observations, actions), plain))
+    # A whole interval has not passed, and the next training still chooses supports among all that is stored.
+    model.learn(1, reset_num_timesteps=False)
+    assert model.action_kernel.steps_at_rebuild == 81
+    assert model.action_kernel.head.memory.sizes.sum() == 50
+
+
 @pytest.mark.parametrize(("cls", "twin"), PAIRS)
 def test_several_environments_and_n_step_returns(cls, twin, tmp_path) -> None:
     model = make(cls, make_vec_env("Pendulum-v1", 3), kernel=KERNEL, n_steps=3, train_freq=2)
