@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -97,7 +96,7 @@ def attach_kernel_head(
         raise ValueError(f"n_steps is {n_steps}, but at least 1 reward must be summed; 10 to 30 did well")
     if isinstance(env_or_buffer, ReplayBuffer):
         _refuse_with_buffer(steps=steps, exploration_rate=exploration_rate, report=report)
-        return _greedy(_from_buffer(model, env_or_buffer, config, n_steps, seed))
+        return _from_buffer(model, env_or_buffer, config, n_steps, seed)
     steps = STEPS if steps is None else steps
     exploration_rate = EXPLORATION_RATE if exploration_rate is None else exploration_rate
     if steps < 1:
@@ -111,7 +110,7 @@ def attach_kernel_head(
         collector.exploration_rate = exploration_rate
         assert collector.env is not None
         with frozen_statistics(collector.env):
-            return _greedy(_best_of_rounds(collector, steps, report or (lambda steps, mean_return: None)))
+            return _best_of_rounds(collector, steps, report or (lambda steps, mean_return: None))
     finally:
         if copies is not None:
             copies.close()
@@ -127,14 +126,6 @@ def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelCon
             "fall; leave it out"
         )
     return config
-
-
-def _greedy(policy: KernelDQNPolicy) -> KernelDQNPolicy:
-    """The same policy without its exploration bonus: a DQN policy of SB3 is greedy however it is asked."""
-    policy.kernel = replace(policy.kernel, exploration_bonus=0.0)
-    for network in (policy.q_net, policy.q_net_target):
-        network.kernel, network.bonus = policy.kernel, 0.0
-    return policy
 
 
 def _refuse_with_buffer(**given: object) -> None:
@@ -209,6 +200,8 @@ def _best_of_rounds(collector: KernelDDQN, steps: int, report: Report) -> Kernel
         if mean_return > best:
             best, state = mean_return, _copied_state(policy)
     policy.load_state_dict(state)
+    # A DQN policy of SB3 is greedy however it is asked.
+    policy.q_net.bonus = 0.0
     return policy
 
 

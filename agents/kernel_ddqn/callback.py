@@ -31,14 +31,19 @@ class KernelRefreshCallback(BaseCallback):
         if isinstance(model, KernelDeepQ):
             raise ValueError(f"{type(model).__name__} refreshes its own kernel; leave KernelRefreshCallback out")
         self.kernel = LiveKernel(model, np.random.default_rng(model.seed))
+        self._set_bonus()
 
     def _on_step(self) -> bool:
-        policy = self.model.policy
-        assert isinstance(policy, KernelPolicy)
-        policy.online.bonus = policy.kernel.bonus_at(self.model._current_progress_remaining)
+        self._set_bonus()
         # SB3 stores the transitions of this step next.
         self.kernel.table.rows_stored += 1
         return True
 
     def _on_rollout_end(self) -> None:
         self.kernel.after_rollout()
+
+    def _set_bonus(self) -> None:
+        """What exploring adds at present."""
+        policy = self.model.policy
+        assert isinstance(policy, KernelPolicy)
+        policy.online.bonus = policy.kernel.bonus_at(self.model._current_progress_remaining)

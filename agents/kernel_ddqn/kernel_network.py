@@ -44,8 +44,8 @@ class KernelNetwork(BasePolicy):
     def __init__(self, *, kernel: KernelConfig, corrects: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kernel, self.corrects = kernel, corrects
-        # What exploring adds; an algorithm writes what its schedule says. A policy that is loaded alone begins anew.
-        self.bonus = kernel.exploration_bonus
+        # What exploring adds, written by the algorithm as its schedule says; a policy alone is greedy, as SB3's are.
+        self.bonus = 0.0
         self.feature_map = self._make_feature_map()
         self.head = kernel.make_head(int(self.action_space.n), self.feature_map.dim, HEADS[kernel.head])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
@@ -155,6 +157,36 @@ def test_policy_save_and_load_keep_settings_and_memory(tmp_path) -> None:
     observations = torch.randn(6, 4)
     with torch.no_grad():
         assert torch.equal(loaded.q_net(observations), model.q_net(observations))
+
+
+@pytest.mark.parametrize("cls", [DQN, KernelDDQN, KernelQ])
+@pytest.mark.parametrize("exploration", ["optimism", "lookahead", "thompson"])
+def test_a_policy_that_is_loaded_alone_is_greedy_as_sb3s_are(cls: Any, exploration: str, tmp_path: Path) -> None:
+    kernel = {**KERNEL, "exploration_bonus": 20.0, "exploration": exploration}
+    settings: dict[str, Any] = {"learning_starts": 50, "target_update_interval": 20, "seed": 0, "device": "cpu"}
+    if cls is DQN:
+        model = DQN(KernelDQNPolicy, "CartPole-v1", policy_kwargs={"kernel": kernel}, **settings)
+        model.learn(200, callback=KernelRefreshCallback())
+    else:
+        model = cls("MlpPolicy", "CartPole-v1", kernel=kernel, **settings).learn(200)
+    observations = model.replay_buffer.observations[:200, 0]
+    greedy, _ = model.predict(observations, deterministic=True)
+    assert not np.array_equal(model.policy.predict(observations)[0], greedy)
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = KernelDQNPolicy.load(tmp_path / "policy.pt", device="cpu")
+    assert loaded.kernel.exploration_bonus == 20.0
+    assert np.array_equal(loaded.predict(observations)[0], greedy)
+
+
+def test_the_callback_lets_the_first_action_explore() -> None:
+    model, seen = _with_kernel(), []
+
+    def watch(local: dict[str, Any], _: Any) -> bool:
+        seen.append(local["self"].policy.q_net.bonus)
+        return True
+
+    model.learn(2, callback=[ConvertCallback(watch), KernelRefreshCallback()])
+    assert seen[0] == KernelConfig.exploration_bonus
 
 
 def test_settings_are_checked() -> None:
