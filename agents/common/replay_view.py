@@ -91,11 +91,11 @@ class ReplayView:
         last = (self.buffer.pos + np.arange(-filled, 0, dtype=np.int64)) % self.buffer.buffer_size
         return (last[:, None] * self.buffer.n_envs + np.arange(self.buffer.n_envs)).reshape(-1)
 
-    def sample(self, count: int, rng: np.random.Generator, skip_newest: int = 0) -> Slots:
-        """Slots drawn uniformly with replacement, the newest ``skip_newest`` rows left out."""
+    def sample(self, count: int, rng: np.random.Generator) -> Slots:
+        """Slots drawn uniformly with replacement."""
         buffer = self.buffer
         skip = int(buffer.full and buffer.optimize_memory_usage)
-        rows = rng.integers(skip, buffer.size() - skip_newest, size=count)
+        rows = rng.integers(skip, buffer.size(), size=count)
         if buffer.full:
             rows = (rows + buffer.pos) % buffer.buffer_size
         if buffer.n_envs == 1:
@@ -106,12 +106,6 @@ class ReplayView:
         """Discrete actions as the buffer holds them, [m]."""
         row, env = np.divmod(slots, self.buffer.n_envs)
         return np.asarray(self.buffer.actions[row, env, 0], dtype=np.int64)
-
-    def episode_ends(self, slots: Slots) -> npt.NDArray[np.bool_]:
-        """Whether an episode ended with a transition, terminated or truncated, [m]."""
-        row, env = np.divmod(slots, self.buffer.n_envs)
-        ended: npt.NDArray[np.bool_] = self.buffer.dones[row, env] > 0
-        return ended
 
     def actions(self, slots: Slots) -> torch.Tensor:
         """Discrete actions on the agent's device, [m]."""

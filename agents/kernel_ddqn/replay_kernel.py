@@ -33,7 +33,6 @@ class Supports(NamedTuple):
 
     Attributes:
         filled: false for padding, [m].
-        slots: where they are stored, [m].
         observations: where they began, [m, ...].
         actions: [m].
         rewards: n-step returns, [m].
@@ -45,7 +44,6 @@ class Supports(NamedTuple):
     """
 
     filled: Tensor
-    slots: Slots
     observations: PyTorchObs
     actions: Tensor
     rewards: Tensor
@@ -279,7 +277,6 @@ class ReplayKernel:
         last = torch.from_numpy(steps.last_slots).to(device)
         return Supports(
             filled=self.head.memory.mask.reshape(-1),
-            slots=chosen,
             observations=self.view.observations(chosen),
             actions=self.view.actions(chosen),
             rewards=torch.from_numpy(steps.rewards).to(device),
