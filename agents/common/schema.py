@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -62,10 +63,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
 
 
+def field_types(schema: type) -> Mapping[str, Any]:
+    """Type of every field, what `Annotated` adds included."""
+    return _read_annotations(schema)
+
+
+@cache
+def _read_annotations(schema: type) -> Mapping[str, Any]:
+    """Remembered, since evaluating annotations takes long."""
+    return types.MappingProxyType(get_type_hints(schema, include_extras=True))
+
+
 def leaf_types(schema: type) -> dict[str, Any]:
     """Type of every setting by its dotted name, the settings of nested dataclasses included."""
     leaves: dict[str, Any] = {}
-    for name, hint in get_type_hints(schema, include_extras=True).items():
+    for name, hint in field_types(schema).items():
         if isinstance(hint, type) and is_dataclass(hint):
             leaves.update({f"{name}.{inner}": inner_hint for inner, inner_hint in leaf_types(hint).items()})
         else:
@@ -88,7 +100,7 @@ def coerce_mapping(schema: type, values: Mapping[str, Any], prefix: str = "") ->
         UnknownSettingError: a key is no field; the message names the nearest one.
         ConfigError: a value has the wrong type or is out of range.
     """
-    hints = get_type_hints(schema, include_extras=True)
+    hints = field_types(schema)
     for key in values:
         if key not in hints:
             raise UnknownSettingError(f"{prefix}{key}", (f"{prefix}{name}" for name in leaf_types(schema)))
@@ -134,11 +146,10 @@ def construct(schema: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: a key, a type or a value that the dataclass rejects.
     """
-    hints = get_type_hints(schema)
     arguments = coerce_mapping(schema, values)
     for name, value in arguments.items():
         if isinstance(value, Mapping):
-            arguments[name] = construct(hints[name], value)
+            arguments[name] = construct(field_types(schema)[name], value)
     try:
         return schema(**arguments)
     except ConfigError:
@@ -149,7 +160,7 @@ def construct(schema: type[T], values: Mapping[str, Any]) -> T:
 
 def to_plain(config: Any) -> Values:
     """Every setting of a dataclass as plain values that `construct` takes back, without `CommandLineOnly` ones."""
-    hints = get_type_hints(type(config), include_extras=True)
+    hints = field_types(type(config))
     saved = (field.name for field in fields(config) if not is_command_line_only(hints[field.name]))
     plain = asdict(config)
     return {name: list(plain[name]) if isinstance(plain[name], tuple) else plain[name] for name in saved}
