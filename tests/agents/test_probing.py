@@ -81,7 +81,8 @@ def test_other_algorithms_and_variables_of_ones_own(cls) -> None:
 
 def test_table_and_figure(tmp_path) -> None:
     pytest.importorskip("matplotlib")
-    probe = probe_agent(DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL), "CartPole-v1", steps=90)
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    probe = probe_agent(model, "CartPole-v1", lambda _, observation: {"x3": float(observation[3])}, steps=90)
     table = probe.to_markdown()
     assert "**sparse kernel**" in table
     assert "**linear**" in table
