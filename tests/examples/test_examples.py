@@ -138,7 +138,7 @@ def test_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         transfer.READOUTS, "MLP", lambda seed: MLPReadout(max_epochs=3, weight_decays=(1.0,), seed=seed)
     )
     settings = transfer.Settings(
-        labels=(5, 200), epochs=2, limit=300, test_per_class=5, seeds=(0, 1), save=tmp_path / "study"
+        labels=(5, 100), epochs=2, limit=150, test_per_class=5, seeds=(0, 1), save=tmp_path / "study"
     )
     rows = transfer.main(settings)
     assert len(rows) == 2 * 2 * 2 * 4
@@ -182,6 +182,7 @@ def test_probe_of_an_agent(tmp_path: Path) -> None:
 
     words = ["--agent", "ddqn", "--env", "CartPole-v1", "--total-timesteps", "60", "--learning-starts", "20"]
     words += ["--n-evaluations", "1", "--n-eval-episodes", "1", "--n-final-eval-episodes", "1", "--no-progress-bar"]
+    words += ["--net-arch", "8"]
     assert train_agent([*words, "--run-dir", str(tmp_path)]) == 0
     scores = probe_agent.main(probe_agent.Settings(tmp_path, steps=90, noise=0.1))
     assert list(scores.reports) == ["x0", "x1", "x2", "x3"]
