@@ -73,14 +73,9 @@ class DQK(DoubleDQN):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps on the network and the kernels; arguments as in :class:`DoubleDQN`."""
         assert self.replay_buffer is not None
-        stored, capacity = self.replay_buffer.size() * self.n_envs, self.policy.kernel.capacity
-        if stored >= max(capacity, GROWTH * self.transitions_at_placement):
+        stored, last = self.replay_buffer.size() * self.n_envs, self.transitions_at_placement
+        if stored >= max(self.policy.kernel.capacity, GROWTH * last) or (self.replay_buffer.full and last == 0):
             self._place_supports(stored)
-        elif stored < capacity and self.replay_buffer.full:
-            raise ValueError(
-                f"the replay buffer holds {stored} transitions, too few for {capacity} supports; "
-                "raise buffer_size or lower kernel.capacity"
-            )
         super().train(gradient_steps, batch_size)
 
     def dump_logs(self) -> None:
@@ -95,8 +90,14 @@ class DQK(DoubleDQN):
         ReplayView.of(self)  # refuses a buffer that cannot be read so
 
     def _place_supports(self, stored: int) -> None:
-        view = ReplayView.of(self)
-        observations = view.observations(self.rng.choice(view.slots(), self.policy.kernel.capacity, replace=False))
+        view, count = ReplayView.of(self), self.policy.kernel.capacity
+        slots = view.slots()
+        if len(slots) < count:
+            raise ValueError(
+                f"the replay buffer holds {len(slots)} transitions, too few for {count} supports; "
+                "raise buffer_size or lower kernel.capacity"
+            )
+        observations = view.observations(self.rng.choice(slots, count, replace=False))
         for network in (self.q_net, self.q_net_target):
             network.place_supports(observations)
         for parameter in self.q_net.perturbation.parameters():

@@ -137,7 +137,7 @@ def _compiled_gradients(
     rows, k = answers[0].shape
     columns, windowed = k + k * (k - 1) // 2, localisation == "continuous"
     arrays = [value.detach().contiguous().numpy() for value in (queries, points, targets, found, present)]
-    centres, places, values_of, indices, mask = arrays
+    centres, places, outcomes, indices, mask = arrays
     mean_bar, variance_bar = (bar.contiguous().numpy() for bar in bars)
     weights, variance, failed = (answer.numpy() for answer in answers)
     jitters = np.array(JITTERS, places.dtype)
@@ -164,7 +164,7 @@ def _compiled_gradients(
             compiled_solve.measure_rows(centres, places[None], rows, first, indices, mask, distances, windows)
             values, slopes = _values_and_slopes(kernel, torch.from_numpy(distances))
             of_ridge += adjoint_rows(
-                centres, places, values_of, indices, mask, first, distances, values, slopes, windows,
+                centres, places, outcomes, indices, mask, first, distances, values, slopes, windows,
                 kernel.prior_variance, ridge.item(), jitters, weights, variance, failed,
                 mean_bar, variance_bar, queries_bar, *own,
             )  # fmt: skip
@@ -174,7 +174,7 @@ def _compiled_gradients(
                 for total, part in zip(sums, own, strict=True):
                     total += part
 
-    over_rows(differentiate, rows, k * k * (1e-8 + 6e-11 * (places.shape[-1] + k)) + 4e-10 * k * values_of.shape[1])
+    over_rows(differentiate, rows, k * k * (1e-8 + 6e-11 * (places.shape[-1] + k)) + 4e-10 * k * outcomes.shape[1])
     given = *bars_of, torch.full_like(ridge, ridge_bar[0])
     return [bar if is_wanted else None for bar, is_wanted in zip(given, wanted, strict=True)]
 

@@ -119,6 +119,14 @@ def test_before_supports_are_placed_nothing_of_the_kernel_learns() -> None:
 def test_a_buffer_too_small_for_the_supports_is_refused() -> None:
     with pytest.raises(ValueError, match=r"holds 30 transitions, too few for 40 supports; raise buffer_size"):
         _model(buffer_size=30).learn(120)
+    # The oldest row of one that saves memory has lost its observation.
+    settings = {
+        "buffer_size": 40,
+        "optimize_memory_usage": True,
+        "replay_buffer_kwargs": {"handle_timeout_termination": False},
+    }
+    with pytest.raises(ValueError, match=r"holds 39 transitions, too few for 40 supports"):
+        _model(**settings).learn(120)
 
 
 def test_supports_are_different_transitions_as_soon_as_there_are_enough() -> None:
