@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from skrl import SparseKernel, compiling, sparse_kernel
 from skrl.search.neighbors import Localisation
+from skrl.search.screening import half_precision_pays
 
 POINTS, QUERIES, K = 12_000, 64, 8
 LIMIT = 36_000
@@ -50,6 +51,7 @@ def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("search.exact.MAX_SCORES", "search.exact.MAX_COMPILED_SCORES", "functional.MAX_GATHERED"):
         monkeypatch.setattr(f"skrl.{name}", LIMIT)
     monkeypatch.setattr("skrl.solve.local_weights.MAX_GRAM", LIMIT)
+    half_precision_pays()  # Measured once in a process, on matrices of its own.
     # One product of the screened search, which processors with bfloat16 take.
     monkeypatch.setattr("skrl.search.screening.MAX_ROWS", 8)
     for name in ("MIN_TILE", "MAX_TILE"):
