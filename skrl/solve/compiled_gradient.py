@@ -20,6 +20,91 @@ from skrl.solve.compiled_solve import factor_row, substitute
 
 
 @compiled
+def _pull_pairs(
+    count: int,
+    neighbors: Array,
+    points: Array,
+    row: Array,
+    value: Array,
+    slope: Array,
+    window: Array,
+    solved: Array,
+    forward: Array,
+    window_bar: Array,
+    near_bar: Array,
+) -> None:
+    """Add what the Gram matrix of one system passes on to its windows, [k], and to its neighbours, [k, d].
+
+    ``solved`` is q and ``forward`` v; the rest is one row of what :func:`adjoint_rows` gets.
+    """
+    at = forward.shape[0]
+    for i in range(count):
+        for j in range(i):
+            product = solved[i] * forward[j] + solved[j] * forward[i]
+            if window.shape[0] > 0:
+                window_bar[i] -= value[at] * window[j] * product
+                window_bar[j] -= value[at] * window[i] * product
+                product *= window[i] * window[j]
+            if row[at] > 0.0:
+                pull = -product * slope[at] / row[at]
+                for c in range(points.shape[1]):
+                    step = pull * (points[neighbors[i], c] - points[neighbors[j], c])
+                    near_bar[i, c] += step
+                    near_bar[j, c] -= step
+            at += 1
+
+
+@compiled
+def _pull_query(
+    count: int,
+    neighbors: Array,
+    mask: Array,
+    query: Array,
+    points: Array,
+    row: Array,
+    slope: Array,
+    window: Array,
+    cross_bar: Array,
+    window_bar: Array,
+    query_bar: Array,
+    near_bar: Array,
+    points_bar: Array,
+) -> None:
+    """Add what κ_z and the windows of one system pass on to the query, [d], its neighbours, [k, d], and the one after.
+
+    Arguments are one row of what :func:`adjoint_rows` gets.
+    """
+    k, dim = cross_bar.shape[0], points.shape[1]
+    radius, radius_bar, last = 0.0, 0.0, neighbors[0]
+    if window.shape[0] > 0 and neighbors.shape[0] > k and mask[k]:
+        last = neighbors[k]
+        total = row.dtype.type(0)
+        for c in range(dim):
+            difference = query[c] - points[last, c]
+            total += difference * difference
+        radius = np.sqrt(total)
+    for i in range(count):
+        distance_bar = cross_bar[i] * slope[i]
+        if 0.0 < radius < np.inf and window[i] > 0.0:
+            ratio = row[i] / radius
+            distance_bar -= 2.0 * window_bar[i] * ratio / radius
+            radius_bar += 2.0 * window_bar[i] * ratio * ratio / radius
+        if row[i] > 0.0:
+            pull = distance_bar / row[i]
+            for c in range(dim):
+                step = pull * (query[c] - points[neighbors[i], c])
+                query_bar[c] += step
+                near_bar[i, c] -= step
+    if radius_bar != 0.0:
+        pull = radius_bar / radius
+        for c in range(dim):
+            step = pull * (query[c] - points[last, c])
+            query_bar[c] += step
+            if points_bar.shape[0] > 0:
+                points_bar[last, c] -= step
+
+
+@compiled
 def adjoint_rows(
     queries: Array,
     points: Array,
@@ -77,7 +162,7 @@ def adjoint_rows(
     ridge_bar = 0.0
     for r in range(distances.shape[0]):
         b = offset + r
-        row, value, slope, window = distances[r], values[r], slopes[r], windows[r]
+        row, value, slope, window, neighbors = distances[r], values[r], slopes[r], windows[r], indices[b]
         count = 0
         for i in range(k):
             if mask[b, i]:
@@ -87,7 +172,7 @@ def adjoint_rows(
         # Clamped variances pass no gradient on.
         spread = variance_bar[b] if variance[b] > 0.0 else 0.0
         for i in range(count):
-            neighbor, total = indices[b, i], values.dtype.type(0)
+            neighbor, total = neighbors[i], values.dtype.type(0)
             for c in range(width):
                 total += mean_bar[b, c] * targets[neighbor, c]
             outer[i] = total - spread * value[i]
@@ -111,50 +196,13 @@ def adjoint_rows(
                     forward[i] * outer[i] + value[i] * solved[i] - 2.0 * prior * scale * solved[i] * forward[i]
                 )
             near_bar[i, :] = 0.0
-        at = k
-        for i in range(count):
-            for j in range(i):
-                product = solved[i] * forward[j] + solved[j] * forward[i]
-                if windowed:
-                    window_bar[i] -= value[at] * window[j] * product
-                    window_bar[j] -= value[at] * window[i] * product
-                    product *= window[i] * window[j]
-                if row[at] > 0.0:
-                    pull = -product * slope[at] / row[at]
-                    for c in range(dim):
-                        step = pull * (points[indices[b, i], c] - points[indices[b, j], c])
-                        near_bar[i, c] += step
-                        near_bar[j, c] -= step
-                at += 1
-        radius, radius_bar, last = 0.0, 0.0, 0
-        if windowed and indices.shape[1] > k and mask[b, k]:
-            last = indices[b, k]
-            total = values.dtype.type(0)
-            for c in range(dim):
-                difference = queries[b, c] - points[last, c]
-                total += difference * difference
-            radius = np.sqrt(total)
-        for i in range(count):
-            distance_bar = cross_bar[i] * slope[i]
-            if 0.0 < radius < np.inf and window[i] > 0.0:
-                ratio = row[i] / radius
-                distance_bar -= 2.0 * window_bar[i] * ratio / radius
-                radius_bar += 2.0 * window_bar[i] * ratio * ratio / radius
-            if row[i] > 0.0:
-                pull = distance_bar / row[i]
-                for c in range(dim):
-                    step = pull * (queries[b, c] - points[indices[b, i], c])
-                    queries_bar[b, c] += step
-                    near_bar[i, c] -= step
-        if radius_bar != 0.0:
-            pull = radius_bar / radius
-            for c in range(dim):
-                step = pull * (queries[b, c] - points[last, c])
-                queries_bar[b, c] += step
-                if points_bar.shape[0] > 0:
-                    points_bar[last, c] -= step
+        _pull_pairs(count, neighbors, points, row, value, slope, window, solved, forward, window_bar, near_bar)
+        _pull_query(
+            count, neighbors, mask[b], queries[b], points, row, slope, window, cross_bar, window_bar,
+            queries_bar[b], near_bar, points_bar,
+        )  # fmt: skip
         if points_bar.shape[0] > 0:
             for i in range(count):
                 for c in range(dim):
-                    points_bar[indices[b, i], c] += near_bar[i, c]
+                    points_bar[neighbors[i], c] += near_bar[i, c]
     return ridge_bar
