@@ -91,8 +91,9 @@ def run(options: EvaluateOptions) -> None:
     config = replace(config, device=options.device or present_device(config.device))
     torch.set_num_threads(config.threads)
     seed = config.seed + FINAL_SEED_OFFSET if options.seed is None else options.seed
-    env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True)
-    film_env = make_env(config.env, evaluation=True)
+    limit = config.max_episode_steps
+    env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True, max_episode_steps=limit)
+    film_env = make_env(config.env, evaluation=True, max_episode_steps=limit)
     try:
         model = load_model(config, env, folder.model(options.checkpoint))
         evaluation = evaluate_greedily(model, env, options.episodes, seed)

@@ -55,8 +55,9 @@ def run(config: RunConfig) -> None:
     """Build the environments, train, and print the closing table."""
     folder = RunFolder.of(config)
     folder.check_free(force=config.force)
-    env = make_env(config.env, n_envs=config.n_envs, seed=config.seed)
-    eval_env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True)
+    limit = config.max_episode_steps
+    env = make_env(config.env, n_envs=config.n_envs, seed=config.seed, max_episode_steps=limit)
+    eval_env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True, max_episode_steps=limit)
     report = report_evaluation if config.progress_bar else lambda step, evaluation: None
     try:
         result = train(config, env, eval_env, report)

@@ -22,6 +22,9 @@ ATARI_NAMESPACE = "ALE/"
 MINATAR_NAMESPACE = "MinAtar/"
 STACKED_FRAMES = 4
 
+EVALUATION_LIMIT = 10_000
+"""Steps after which an evaluation cuts an episode of an environment without a time limit of its own."""
+
 # SB3's wrapper repeats each action over four frames, so the emulator must not do it as well. Sticky actions stay at the
 # 0.25 per frame that a v5 id promises: the stochastic protocol of Machado et al., *Revisiting the Arcade Learning
 # Environment*, 2018, section 5. The emulator draws them per frame, so where the frames are skipped changes nothing.
@@ -41,6 +44,7 @@ def make_env(
     n_envs: int = 1,
     seed: int | None = None,
     evaluation: bool = False,
+    max_episode_steps: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
 ) -> VecEnv:
     """Build vectorised copies of an environment, each under SB3's `Monitor`.
@@ -54,6 +58,8 @@ def make_env(
         seed: seed of the first copy, the next ones count up; None for an arbitrary one.
         evaluation: whether the return is to be the game's own: Atari rewards are then not clipped to their sign, and
             the loss of a life does not end the episode. Each copy then is an :class:`EpisodeQuota`, too.
+        max_episode_steps: steps after which an episode is cut; None for the environment's own limit, and where it has
+            none for :data:`EVALUATION_LIMIT` in evaluations: a greedy policy that runs into a wall never ends one.
         env_kwargs: arguments of the environment's constructor.
 
     Returns:
@@ -67,6 +73,10 @@ def make_env(
     if is_atari:
         ALEInterface.setLoggerMode(LoggerMode.Error)
         kwargs = {**ATARI_KWARGS, **kwargs}
+    elif evaluation and max_episode_steps is None and registry[env_id.rpartition(":")[2]].max_episode_steps is None:
+        max_episode_steps = EVALUATION_LIMIT
+    if max_episode_steps is not None:
+        kwargs = {**kwargs, "max_episode_steps": max_episode_steps}
 
     def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         if is_atari:

@@ -39,7 +39,7 @@ def main(settings: Settings) -> AgentProbe:
     """Probe, print the tables, draw the figure into the run folder, and give the scores back."""
     folder = RunFolder(settings.run_dir)
     config = load_config(folder.config)
-    env = make_env(config.env, seed=settings.seed)
+    env = make_env(config.env, seed=settings.seed, max_episode_steps=config.max_episode_steps)
     model = load_model(config, env, folder.model("final"))
     probe = probe_agent(model, env, steps=settings.steps, noise=settings.noise, seed=settings.seed)
     print(probe.to_markdown())

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.save_util import load_from_zip_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
 import train
 from agents.training.config import DoubleDQNConfig, PPOConfig
 from agents.training.evaluation import Evaluation
@@ -137,6 +138,27 @@ def test_a_budget_below_one_rollout_is_refused(agent: str, tmp_path: Path, capsy
     assert "takes 120 steps" in error
     assert "raise --total-timesteps or lower --n-steps" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("agent", ["ddqn", "kernel_q"])
+def test_a_budget_without_an_update_is_refused(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*QUICK, "--run-dir", str(tmp_path), "--agent", agent, "--learning-starts", "100"]) == 2
+    error = capsys.readouterr().err
+    assert f"total_timesteps is 100, but the first update of {agent} comes after learning_starts 100 steps" in error
+    assert "raise --total-timesteps or lower --learning-starts" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_episodes_may_be_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training and evaluations, later ones too, end episodes where the setting says; the environment has no limit."""
+    words = [*QUICK[2:], *OFF_POLICY, "--env", "CliffWalking-v1", "--max-episode-steps", "5"]
+    assert train.main([*words, "--agent", "ddqn", "--run-dir", str(tmp_path)]) == 0
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("rollout/ep_len_mean", "eval/mean_ep_length"):
+        assert {event.value for event in events.Scalars(name)} == {5.0}
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path), "--episodes", "2"]) == 0
+    assert "5.0 steps" in capsys.readouterr().out
 
 
 def test_every_evaluation_writes_the_scalars_of_training(tmp_path: Path) -> None:

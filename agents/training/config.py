@@ -35,6 +35,9 @@ class RunConfig:
     env: str = "CartPole-v1"
     """Gymnasium id of the environment."""
 
+    max_episode_steps: Count | None = None
+    """Environment steps after which an episode is cut; None leaves that to the environment."""
+
     total_timesteps: Count = 10_000
     """Environment steps to learn from."""
 

@@ -15,8 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
 from agents.common.nonfinite import NonFiniteError
-from agents.common.schema import ConfigError
-from agents.training.config import PPOConfig, RunConfig
+from agents.training.config import RunConfig
 
 PERIODIC_SEED_OFFSET = 10_000
 FINAL_SEED_OFFSET = 20_000
@@ -69,23 +68,6 @@ def evaluate_greedily(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: in
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
     return Evaluation([float(value) for value in returns], [int(value) for value in lengths])
-
-
-def check_budget(config: RunConfig) -> None:
-    """Make sure that the budget holds a whole rollout of an agent that learns from nothing less.
-
-    Raises:
-        ConfigError: it does not, and the agent would end as it began.
-    """
-    if not isinstance(config, PPOConfig):
-        return
-    rollout = config.n_steps * config.n_envs
-    if rollout > config.total_timesteps:
-        raise ConfigError(
-            f"total_timesteps is {config.total_timesteps}, but the first rollout of {config.agent} takes {rollout} "
-            f"steps (n_steps {config.n_steps} x n_envs {config.n_envs}), so nothing would be learned; "
-            "raise --total-timesteps or lower --n-steps"
-        )
 
 
 class PeriodicEvaluation(BaseCallback):

@@ -18,12 +18,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
 from agents.common.schema import ConfigError
+from agents.training.budget import check_budget
 from agents.training.config import ActorCriticConfig, PPOConfig, QLearningConfig, RunConfig
 from agents.training.evaluation import (
     FINAL_SEED_OFFSET,
     Evaluation,
     PeriodicEvaluation,
-    check_budget,
     evaluate_greedily,
 )
 from agents.training.provenance import commit, versions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs import UnknownEnvironmentError, make_env
+from envs.make_env import EVALUATION_LIMIT
 
 
 def play(env: VecEnv, steps: int) -> np.ndarray:
@@ -142,4 +145,28 @@ def test_missing_module_is_named() -> None:
 def test_id_behind_a_module() -> None:
     env = make_env("envs.tabular:Chain-v0")
     assert env.reset().shape == (1, 5)
+    env.close()
+
+
+def test_an_evaluation_cuts_what_never_ends() -> None:
+    """Going up for ever, at the edge of the cliff walk, ends in training where the user says and never by itself."""
+
+    def length(**kwargs: Any) -> int | None:
+        env = make_env("CliffWalking-v1", **kwargs)
+        env.reset()
+        infos = (env.step(np.array([0]))[2][0] for _ in range(EVALUATION_LIMIT + 1))
+        steps = next((step for step, done in enumerate(infos, start=1) if done), None)
+        env.close()
+        return steps
+
+    assert length() is None
+    assert length(evaluation=True) == EVALUATION_LIMIT
+    assert length(max_episode_steps=7) == 7
+    assert length(evaluation=True, max_episode_steps=7) == 7
+
+
+@pytest.mark.parametrize(("env_id", "limit"), [("CartPole-v1", 500), ("LunarLander-v3", 1000)])
+def test_an_environments_own_limit_stays(env_id: str, limit: int) -> None:
+    env = make_env(env_id, evaluation=True)
+    assert env.get_attr("spec")[0].max_episode_steps == limit
     env.close()

@@ -138,10 +138,16 @@ def test_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         transfer.READOUTS, "MLP", lambda seed: MLPReadout(max_epochs=3, weight_decays=(1.0,), seed=seed)
     )
     settings = transfer.Settings(
-        labels=(5, 100), epochs=2, limit=150, test_per_class=5, seeds=(0, 1), save=tmp_path / "study"
+        backbones=("cnn",),
+        labels=(5, 100),
+        epochs=2,
+        limit=150,
+        test_per_class=5,
+        seeds=(0, 1),
+        save=tmp_path / "study",
     )
     rows = transfer.main(settings)
-    assert len(rows) == 2 * 2 * 2 * 4
+    assert len(rows) == 2 * 2 * 4
     assert all(0.2 < row.accuracy <= 1.0 for row in rows if row.readout == "sparse kernel")
     assert "| cnn | 5 |" in capsys.readouterr().out
     text = (tmp_path / "study.md").read_text()
@@ -180,12 +186,12 @@ def test_probe(tmp_path: Path) -> None:
 def test_probe_of_an_agent(tmp_path: Path) -> None:
     from train import main as train_agent
 
-    words = ["--agent", "ddqn", "--env", "CartPole-v1", "--total-timesteps", "60", "--learning-starts", "20"]
+    words = ["--agent", "ddqn", "--env", "MountainCar-v0", "--total-timesteps", "60", "--learning-starts", "20"]
     words += ["--n-evaluations", "1", "--n-eval-episodes", "1", "--n-final-eval-episodes", "1", "--no-progress-bar"]
     words += ["--net-arch", "8"]
     assert train_agent([*words, "--run-dir", str(tmp_path)]) == 0
     scores = probe_agent.main(probe_agent.Settings(tmp_path, steps=90, noise=0.1))
-    assert list(scores.reports) == ["x0", "x1", "x2", "x3"]
+    assert list(scores.reports) == ["x0", "x1"]
     assert (tmp_path / "probe.png").stat().st_size > 0
 
 

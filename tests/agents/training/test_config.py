@@ -12,6 +12,7 @@ import yaml
 from gymnasium import spaces
 
 from agents.common.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
+from agents.training.budget import check_budget
 from agents.training.command_line import split_flags
 from agents.training.config import (
     DeepQConfig,
@@ -24,7 +25,6 @@ from agents.training.config import (
     RunConfig,
     TrainConfig,
 )
-from agents.training.evaluation import check_budget
 from agents.training.registry import AGENTS
 from agents.training.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
 
