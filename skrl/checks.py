@@ -6,6 +6,8 @@ Values are looked at on a CPU only: an accelerator would have to wait for them.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterable
 
 import torch
 
@@ -80,6 +82,21 @@ def check_queries(queries: Float[Tensor, "..."], features: Float[Tensor, "..."])
         raise ValueError(
             f"queries lie on {queries.device} and features on {features.device}; move both to one with .to(device)"
         )
+
+
+def as_neighbors(k: object) -> int | tuple[int, ...]:
+    """A number of neighbours, or candidates for it, from whatever holds whole numbers: numpy's, a list, an array.
+
+    Raises:
+        TypeError: it does not; the message names the value.
+    """
+    try:
+        # An array of one number has an index as well, but stands for a list.
+        if isinstance(k, Iterable):
+            return tuple(operator.index(candidate) for candidate in k)
+        return operator.index(k)  # type: ignore[arg-type]  # it says itself what it does not take
+    except TypeError as error:
+        raise TypeError(f"k is {k!r}, but must be a whole number of neighbours, or several to choose from") from error
 
 
 def check_neighbors(k: int, points: int) -> None:

@@ -80,7 +80,7 @@ class FewQueries:
         return few_scores and rows * self.k * (self.k + 1) <= 2 * MAX_DISTANCES
 
     def __call__(self, queries: Float[Tensor, "queries dim"]) -> Prediction | None:
-        """Mean [B, c] and variance [B]; None when a query is not finite.
+        """Mean [B, c] and variance [B]; None when a query or an answer is not finite.
 
         Args:
             queries: [B, d], without gradient, of the supports' precision.
@@ -94,7 +94,7 @@ class FewQueries:
             self.code, self.ridge, self.k, self.windowed, scaled, products, self.columns, self.half_norms,
             self.points, self.targets, self.jitters, mean, variance,
         )  # fmt: skip
-        if not finite:
+        if not (finite and np.isfinite(mean).all()):
             return None
         return Prediction(torch.from_numpy(mean), torch.from_numpy(variance))
 

@@ -35,7 +35,7 @@ from skrl.search.neighbors import (
     local_neighbors,
 )
 from skrl.shapes import Bool, Float, Int, Shaped, Tensor
-from skrl.solve.differentiable import carries_gradients, differentiable_means
+from skrl.solve.differentiable import carries_gradients, differentiable_means, learns
 from skrl.solve.fused import fuses
 from skrl.solve.local_solve import LocalSystem, Prediction, factorise
 from skrl.solve.local_weights import compiled_weights, fused_weights, weighted_means
@@ -160,7 +160,7 @@ def sparse_kernel(
                 "make it again with make_support"
             )
         read = _read
-        if wants_gradient(queries, features, residuals, lengthscale, ridge):
+        if wants_gradient(queries, features, residuals, lengthscale, ridge) or learns(kernel, support.points):
             if carries_gradients(kernel, support.points):
                 read = _read_differentiably
         elif kernel.is_radial and compiles(support.points):

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from skrl.checks import check_lengthscale, check_neighbors, check_ridge, check_rows, check_sets, check_tensor, floating
+from skrl.checks import (
+    as_neighbors,
+    check_lengthscale,
+    check_neighbors,
+    check_ridge,
+    check_rows,
+    check_sets,
+    check_tensor,
+    floating,
+)
 from skrl.few_queries import FewQueries, ShortWay
 from skrl.functional import PriorMean, local_systems, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
@@ -53,15 +62,16 @@ class SparseKernel(nn.Module):
         points: evaluation points z, [B, d].
         kernel: a kernel or its name.
         k: neighbours per query, or candidates for it. Not in the state dict, no more than the kernel.
-        lengthscale: ℓ, one number or one per dimension, [d].
-        ridge: λ.
+        lengthscale: ℓ, one number or one per dimension, [d]; fixed unless ``learn_kernel`` says otherwise.
+        ridge: λ; likewise.
         localisation: "hard", or "continuous", whose prediction does not jump where the neighbours change.
         learn_kernel: make the logarithms of the lengthscale and the ridge parameters, which keeps both positive.
         prior_mean: m, a module or any callable; zero when left out.
         search: how neighbours are found; exact by default.
 
     Raises:
-        ValueError: shapes do not match, a setting is out of range, or a row is not finite.
+        TypeError: k is not a whole number.
+        ValueError: shapes do not match, a setting is out of range or wants a gradient, or a row is not finite.
     """
 
     features: Tensor | None
@@ -86,7 +96,7 @@ class SparseKernel(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel, self.localisation = kernel, localisation
-        self.k = tuple(k) if isinstance(k, Sequence) else k
+        self.k = as_neighbors(k)
         self.prior_mean, self.search = prior_mean, search or ExactSearch()
         self._supports, self._short_way = SupportCache(), ShortWay()
         for name, value in zip(SETS, (features, targets, points), strict=True):
@@ -252,6 +262,12 @@ class SparseKernel(nn.Module):
             check_lengthscale(lengthscale, None if features is None else features.shape[1], like.dtype)
         if ridge is not None:
             check_ridge(ridge)
+        for name, given in (("lengthscale", lengthscale), ("ridge", ridge)):
+            if isinstance(given, Tensor) and given.requires_grad:
+                raise ValueError(
+                    f"{name} wants a gradient, but a module keeps what it is given fixed; learn it by "
+                    f"learn_kernel=True, give {name}.detach(), or call the function skrl.sparse_kernel"
+                )
         if features is not None and self.targets is not None:
             lengthscale, ridge, self.k = self._chosen(features, self.targets, lengthscale, ridge)
         elif learn and (lengthscale is None or ridge is None):
@@ -309,7 +325,9 @@ class SparseKernel(nn.Module):
             return lengthscale, ridge, self.k
         features, targets = floating(features), floating(targets)
         check_sets(None, features, targets)
-        return self._chosen(features, targets, lengthscale, ridge)
+        chosen = self._chosen(features, targets, lengthscale, ridge)
+        # What the module has carries its gradient.
+        return chosen[0] if lengthscale is None else lengthscale, chosen[1] if ridge is None else ridge, chosen[2]
 
     @torch.no_grad()
     def _chosen(

@@ -11,6 +11,9 @@ from abc import ABC, abstractmethod
 from functools import reduce
 from typing import TypeVar
 
+import torch
+
+from skrl.modes import traced
 from skrl.shapes import Float, Tensor
 
 Value = TypeVar("Value", float, Tensor)
@@ -24,7 +27,7 @@ class Kernel(ABC):
     """
 
     prior_variance: float = 1.0
-    """κ(z, z): the posterior variance far from every support point."""
+    """κ(z, z), the posterior variance far from every support point; of a radial kernel κ(0)."""
 
     is_radial: bool = True
     """Whether the kernel is a function of one distance, so that ``kernel(r)`` is defined."""
@@ -46,6 +49,22 @@ class Kernel(ABC):
             Values between the query and the points, [*batch, k], and among the points, [*batch, k, k].
         """
         return self(cross), self(pairs)
+
+    def check_prior_variance(self) -> None:
+        """Make sure that a radial kernel of one's own says what its formula says, where looking costs nothing.
+
+        Raises:
+            ValueError: ``prior_variance`` is not κ(0).
+        """
+        if not self.is_radial or traced():
+            return
+        with torch.no_grad():
+            at_zero = self(torch.zeros(()))
+        if at_zero.device.type == "cpu" and not math.isclose(at_zero.item(), self.prior_variance, rel_tol=1e-3):
+            raise ValueError(
+                f"{self!r} is {at_zero.item():.4g} at distance zero, but its prior_variance is "
+                f"{self.prior_variance:.4g}; divide the formula by its value at zero, or set prior_variance to it"
+            )
 
     @classmethod
     def for_dimension(cls, dim: int) -> Kernel:
@@ -96,6 +115,7 @@ class Composite(Kernel):
     def __init__(self, first: Kernel, second: Kernel, *others: Kernel) -> None:
         parts: list[Kernel] = []
         for part in (first, second, *others):
+            part.check_prior_variance()
             parts.extend(part.parts if isinstance(part, type(self)) else [part])
         self.parts = tuple(parts)
         self.is_radial = all(part.is_radial for part in parts)
@@ -158,6 +178,7 @@ class Scaled(Kernel):
     def __init__(self, kernel: Kernel, weight: float) -> None:
         if not 0.0 < weight < math.inf:
             raise ValueError(f"weight is {weight}, but must be positive and finite; leave out a term of weight zero")
+        kernel.check_prior_variance()
         self.kernel, self.weight = kernel, float(weight)
         self.is_radial, self.prior_variance = kernel.is_radial, self.weight * kernel.prior_variance
 
@@ -191,6 +212,7 @@ class Stretched(Kernel):
     def __init__(self, kernel: Kernel, factor: float) -> None:
         if not 0.0 < factor < math.inf:
             raise ValueError(f"factor is {factor}, but must be positive and finite; 1 keeps the lengthscale")
+        kernel.check_prior_variance()
         self.kernel, self.factor = kernel, float(factor)
         self.is_radial, self.prior_variance = kernel.is_radial, kernel.prior_variance
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
+from skrl.modes import precise
 from skrl.shapes import Bool, Float, Int, Tensor
 
 
@@ -38,6 +41,15 @@ class SupportMemory(nn.Module):
         self.register_buffer("targets", torch.zeros(sets, capacity, target_dim))
         self.register_buffer("half_norms", torch.full((sets, capacity), float("inf")))
         self.register_buffer("sizes", torch.zeros(sets, dtype=torch.long))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SupportMemory:
+        """As in every module, but half-norms keep float32: in half precision those of 362 and more mean empty slots."""
+        filled = self.mask
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.half_norms.dtype in (torch.float16, torch.bfloat16):
+            norms = 0.5 * precise(self.features).square().sum(-1)
+            self.half_norms = torch.where(filled.to(norms.device), norms, torch.inf)
+        return self
 
     @property
     def sets(self) -> int:
@@ -77,7 +89,7 @@ class SupportMemory(nn.Module):
         self._check_shape("sizes", sizes, self.sizes.shape)
         self._check_sizes(sizes)
         rounded = features.to(self.features)
-        norms = 0.5 * rounded.square().sum(-1)
+        norms = 0.5 * precise(rounded).square().sum(-1)
         filled = torch.arange(self.capacity, device=norms.device) < sizes.to(norms.device).unsqueeze(-1)
         filled = filled & norms.isfinite()
         self.features.copy_(torch.where(filled.unsqueeze(-1), rounded, 0.0))
@@ -122,7 +134,7 @@ class SupportMemory(nn.Module):
         self._check_slots(slots, sets)
         sets, slots = sets.to(self.sizes.device), slots.to(self.sizes.device)
         rounded = features.to(self.features)
-        norms = 0.5 * rounded.square().sum(-1)
+        norms = 0.5 * precise(rounded).square().sum(-1)
         filled = norms.isfinite()
         self.features[sets, slots] = torch.where(filled.unsqueeze(-1), rounded, 0.0)
         self.targets[sets, slots] = torch.where(filled.unsqueeze(-1), targets.to(self.targets), 0.0)

@@ -17,6 +17,9 @@ from skrl.shapes import Float, Tensor
 
 Array = NDArray[Any]
 
+LARGEST_LOSS = 1e-3
+"""Share of the mean absolute deviation of targets that rounding may take silently."""
+
 
 def as_features(
     X: Any, device: torch.device | None = None, owner: str = "the readout", width: int | None = None
@@ -59,19 +62,37 @@ def as_features(
 
 
 def as_real_targets(y: Any, features: Float[Tensor, "samples dim"], owner: str) -> Float[Tensor, "samples ..."]:
-    """Regression targets in the precision and on the device of the features, [n] or [n, c].
+    """Regression targets as they are, in float64 on the CPU, [n] or [n, c].
 
     Raises:
         ValueError: missing, of another length than the features, not finite, or of more than two dimensions.
     """
     _refuse_missing(y, owner)
     values = y.detach() if isinstance(y, Tensor) else torch.from_numpy(_float_array(y, "y"))
-    targets = values.to(features)
+    targets = values.to("cpu", torch.float64)
     if targets.dim() not in (1, 2):
         raise ValueError(f"y should be a 1d or 2d array, got an array of shape {tuple(targets.shape)} instead")
     _refuse_other_length(len(features), len(targets))
     _refuse_not_finite(targets, "y")
     return targets
+
+
+def rounded_targets(
+    targets: Float[Tensor, "samples ..."], features: Float[Tensor, "samples dim"]
+) -> Float[Tensor, "samples ..."]:
+    """Targets in the precision and on the device of the features; warns where that takes digits that matter."""
+    rounded = targets.to(features)
+    lost = (rounded.cpu() - targets).abs().amax(0)
+    spread = (targets - targets.mean(0)).abs().mean(0)
+    share = torch.where(spread > 0.0, lost / spread, 0.0)
+    if share.max() > LARGEST_LOSS:
+        warnings.warn(
+            f"y is rounded to {features.dtype}, the precision of X, by up to {float(share.max()):.1%} of its mean "
+            "deviation; subtract a constant from y, or give X in float64",
+            stacklevel=4,
+        )
+    _refuse_not_finite(rounded, "y")
+    return rounded
 
 
 def as_labels(y: Any, samples: int, owner: str) -> Array:
@@ -117,6 +138,11 @@ def distinct_labels(labels: Array) -> tuple[Array, Array]:
 def like(values: Tensor, X: Any) -> Any:
     """Answers as a tensor on the device of X when that is a tensor, else as an array."""
     return values.to(X.device) if isinstance(X, Tensor) else values.cpu().numpy()
+
+
+def in_precision_of(features: Tensor, answers: Tensor) -> Tensor:
+    """Answers in the precision of floating-point features; numbers and pixels in integers leave them as they are."""
+    return answers.to(features.dtype) if features.is_floating_point() else answers
 
 
 def as_sample_weights(weights: Any, features: Tensor) -> Float[Tensor, "samples 1"]:

@@ -27,6 +27,7 @@ from skrl.readouts.checked_input import (
     distinct_labels,
     like,
     not_fitted_error,
+    rounded_targets,
 )
 from skrl.shapes import Float, Int, Tensor
 
@@ -214,8 +215,14 @@ class Regressor(Readout):
         features = self._checked(X)
         targets = as_real_targets(y, features, type(self).__name__).reshape(len(features), -1)
         with torch.no_grad():
-            errors = targets - self(features)
-        weights = as_sample_weights(sample_weight, features)
+            answers = self(features).cpu().double()
+        if answers.shape != targets.shape:
+            raise ValueError(
+                f"y has {targets.shape[1]} columns, but {type(self).__name__} was fitted to {answers.shape[1]}; "
+                "score it on targets of the same kind"
+            )
+        errors = targets - answers
+        weights = as_sample_weights(sample_weight, targets)
         residual = (weights * errors.square()).sum(0)
         centre = (weights * targets).sum(0) / weights.sum()
         total = (weights * (targets - centre).square()).sum(0)
@@ -237,7 +244,7 @@ class Regressor(Readout):
             self._one_dimensional = state["one_dimensional"]
 
     def _encode(self, y: Any, features: Tensor) -> Float[Tensor, "samples targets"]:
-        targets = as_real_targets(y, features, type(self).__name__)
+        targets = rounded_targets(as_real_targets(y, features, type(self).__name__), features)
         self._one_dimensional = targets.dim() == 1
         return targets.reshape(len(features), -1)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skrl.readouts.checked_input import in_precision_of
 from skrl.readouts.estimators import Classifier, Regressor
 from skrl.readouts.feature_scaling import FeatureScaling, Scaling
 from skrl.shapes import Float, Int, Tensor
@@ -46,7 +47,7 @@ class LinearRegressor(Regressor):
         """Predicted targets, [B, c]."""
         self._require_width(features)
         answers: Tensor = self.linear_(self.scaling_(features))
-        return answers.to(features.dtype)
+        return in_precision_of(features, answers)
 
     def _fit(self, features: Tensor, targets: Tensor) -> None:
         centre = targets.double().mean(0)
@@ -90,7 +91,7 @@ class LinearClassifier(Classifier):
         """Logits, [B, C]."""
         self._require_width(features)
         logits: Tensor = self.linear_(self.scaling_(features))
-        return logits.to(features.dtype)
+        return in_precision_of(features, logits)
 
     def _fit(self, features: Tensor, targets: Tensor) -> None:
         scalings = [FeatureScaling.fit(features, scaling) for scaling in LINEAR_SCALINGS]

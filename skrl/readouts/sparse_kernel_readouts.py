@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from skrl.kernels.algebra import Kernel
-from skrl.readouts.checked_input import like
+from skrl.readouts.checked_input import in_precision_of, like
 from skrl.readouts.estimators import Classifier, Readout, Regressor
 from skrl.readouts.feature_scaling import MAX_WHITENED, FeatureScaling, Scaling
 from skrl.readouts.held_out import HeldOut, held_out
@@ -193,7 +193,7 @@ class SparseKernelRegressor(SparseKernelReadout, Regressor):
         """
         self._require_width(features)
         standard: Tensor = self.sparse_kernel_(self.scaling_(features))
-        return (self.target_mean_ + self.target_scale_ * standard).to(features.dtype)
+        return in_precision_of(features, self.target_mean_ + self.target_scale_ * standard)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Predicted targets and, when asked for, the standard deviation of a new observation.
@@ -263,7 +263,7 @@ class SparseKernelClassifier(SparseKernelReadout, Classifier):
         """
         self._require_width(features)
         scores: Tensor = self.sparse_kernel_(self.scaling_(features))
-        return (self.class_prior_.log() + self.sharpness_ * scores).to(features.dtype)
+        return in_precision_of(features, self.class_prior_.log() + self.sharpness_ * scores)
 
     def _fit(self, features: Tensor, targets: Tensor) -> None:
         counts = targets.bincount().to(features.dtype)

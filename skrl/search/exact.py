@@ -9,7 +9,7 @@ import torch
 
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.distances import centred_points, ranking_scores
-from skrl.modes import traced
+from skrl.modes import precise, traced
 from skrl.search import compiled_search
 from skrl.search.neighbors import NeighborIndex, NeighborSearch
 from skrl.search.screening import MIN_DIM, MIN_POINTS, Screen, half_precision_pays
@@ -31,7 +31,8 @@ class ExactIndex(NeighborIndex):
     Args:
         features: [*batch, M, d]; a point that is not finite, or whose norm is not, counts as an empty slot.
         half_norms: ½‖x‖² of features that the caller centred, [*batch, M]; +∞ marks an empty slot. When left out the
-            features are centred here: far from the origin the product would lose its digits.
+            features are centred here: far from the origin the product would lose its digits. Half precision is computed
+            with in float32.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class ExactIndex(NeighborIndex):
         features: Float[Tensor, "*batch points dim"],
         half_norms: Float[Tensor, "*batch points"] | None = None,
     ) -> None:
+        # Distances in half precision overflow, and lose the digits that tell neighbours apart.
+        features, half_norms = precise(features), None if half_norms is None else precise(half_norms)
         self.centre: Tensor | None = None
         if half_norms is None:
             features, self.centre, half_norms = centred_points(features)

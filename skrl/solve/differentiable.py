@@ -12,12 +12,21 @@ from torch.autograd import forward_ad
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
+from skrl.modes import traced
 from skrl.search.neighbors import Localisation, Neighbors, gather_points, within_radius
 from skrl.shapes import Bool, Float, Int, Tensor
 from skrl.solve import compiled_solve
 from skrl.solve.compiled_gradient import adjoint_rows
 from skrl.solve.local_solve import JITTERS, factorise
 from skrl.solve.local_weights import MAX_GRAM, compiled_weights, weighted_means
+
+
+def learns(kernel: Kernel, points: Tensor) -> bool:
+    """Whether a gradient is recorded and the kernel has parameters of its own that ask for it."""
+    if not torch.is_grad_enabled() or traced():
+        return False
+    cross = points.new_zeros(1)
+    return kernel.blocks(cross, cross.unsqueeze(0))[0].requires_grad
 
 
 def carries_gradients(kernel: Kernel, points: Tensor) -> bool:

@@ -207,7 +207,7 @@ def compiled_weights(
             windows = np.empty((count, k if continuous else 0), points.dtype)
             compiled_solve.measure_rows(centres, points, rows, first, indices, mask, distances, windows)
             # The kernel keeps its one formula; torch evaluates it for all systems at once.
-            values = kernel(torch.from_numpy(distances).div_(lengthscale)).numpy()
+            values = kernel(torch.from_numpy(distances).div_(lengthscale)).detach().numpy()
             part = (answer[chunk] for answer in answers)
             compiled_solve.solve_rows(values, windows, mask[chunk], kernel.prior_variance, ridge, jitters, *part)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from skrl.checks import as_neighbors, check_ridge
 from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
 from skrl.modes import precise
@@ -84,9 +85,13 @@ def tune(
         k-th neighbour, 1 below two supports, and λ = 0.01 κ(z, z).
 
     Raises:
-        ValueError: k, probes or rounds is out of range, or the objective or the localisation is unknown.
+        TypeError: k is not a whole number.
+        ValueError: k, ridge, probes or rounds is out of range, or the objective or the localisation is unknown.
     """
-    candidates = sorted(set(k)) if isinstance(k, Sequence) else [k]
+    k = as_neighbors(k)
+    candidates = sorted(set(k)) if isinstance(k, tuple) else [k]
+    if ridge is not None:
+        check_ridge(ridge)
     _check(features, residuals, candidates, probes, rounds)
     finite = features.isfinite().all(-1) & residuals.isfinite().all(-1)
     points, values = precise(features.detach()[finite]), precise(residuals.detach()[finite])
@@ -196,6 +201,7 @@ def neighbor_lengthscale(
     """
     search = search or ExactSearch()
     with torch.no_grad():
+        features = precise(features)
         queries = features.index_select(-2, probe_rows(features.shape[-2], device=features.device))
         return factor * median_neighbor_distance(search(queries, features, k + 1))
 

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 import torch
 
+from skrl.checks import check_neighbors, check_ridge, check_rows, check_sets
 from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
@@ -178,8 +179,15 @@ def leave_one_out_loss(
 
     Returns:
         A scalar; zero without supports.
+
+    Raises:
+        ValueError: shapes do not match, k, lengthscale or ridge is out of range, or, on a CPU, a row is not finite.
     """
+    check_sets(None, features, residuals)
+    check_neighbors(k, len(features))
+    check_ridge(ridge)
     features, residuals = precise(features), precise(residuals)
+    check_rows("targets without prior_mean", residuals)
     with torch.autocast(features.device.type, enabled=False):
         support = make_support(features, lengthscale, search)
         rows = probe_rows(len(features), probes, features.device)

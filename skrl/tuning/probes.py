@@ -143,5 +143,5 @@ def _kernel_values(kernel: Kernel, distances: Array, lengthscale: float) -> Arra
     rows = max(1, MAX_VALUES // max(1, distances.shape[1]))
     for start in range(0, len(distances), rows):
         chunk = slice(start, start + rows)
-        values[chunk] = kernel(torch.from_numpy(distances[chunk]) / lengthscale).numpy()
+        values[chunk] = kernel(torch.from_numpy(distances[chunk]) / lengthscale).detach().numpy()
     return values

@@ -16,6 +16,7 @@ import skrl.functional
 import skrl.search.exact
 from skrl import KERNELS, Prediction, compiling, make_kernel, sparse_kernel
 from skrl.functional import make_support
+from skrl.kernels import Kernel
 from skrl.search.neighbors import Localisation
 
 INF, NAN = float("inf"), float("nan")
@@ -550,3 +551,43 @@ def test_answers_are_finite_at_scales_that_do_not_fit(
     ):
         assert prediction.mean.isfinite().all()
         assert ((prediction.variance >= 0.0) & (prediction.variance <= 1.0)).all()
+
+
+class Tailed(Kernel):
+    """A kernel with a parameter of its own."""
+
+    def __init__(self) -> None:
+        self.tail = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        return 1.0 / (1.0 + self.tail.exp() * r.square())
+
+
+def test_a_kernels_own_parameters_are_learned() -> None:
+    data, kernel = sets(), Tailed()
+    assert torch.autograd.gradcheck(
+        lambda tail: sparse_kernel(*data, kernel=_with_tail(tail), k=5).mean, (kernel.tail,), fast_mode=True
+    )
+    sparse_kernel(*data, kernel=kernel, k=5).mean.square().sum().backward()
+    assert kernel.tail.grad is not None
+    assert kernel.tail.grad.abs() > 0.0
+
+
+def test_a_kernel_with_parameters_answers_on_many_threads() -> None:
+    """Gradients are switched off per thread, and those that share out the rows have them on."""
+    data, kernel = sets(points=300, queries=4000), Tailed()
+    with torch.no_grad():
+        expected = sparse_kernel(*data, kernel=kernel)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(sparse_kernel(*data, kernel=kernel).mean, expected.mean)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _with_tail(tail: Tensor) -> Tailed:
+    kernel = Tailed()
+    kernel.tail = tail
+    return kernel

@@ -8,6 +8,7 @@ import math
 import pickle
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -411,3 +412,51 @@ def test_what_is_no_tensor_is_refused_by_name() -> None:
     # Straight at the check: under test the shape checker is quicker to complain.
     with pytest.raises(TypeError, match=r"queries: got ndarray, but need a torch\.Tensor; wrap"):
         check_tensor(sets().points.numpy(), "queries")
+
+
+@pytest.mark.parametrize("k", [(4, 8), [4, 8], np.array([4, 8]), np.int64(8)])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_kernel_is_learned_whatever_k_is_given_as(k: object) -> None:
+    data = sets()
+    kernel = SparseKernel(data.features, k=k, lengthscale=1.3, ridge=0.1, learn_kernel=True)  # type: ignore[arg-type]
+    for answer in (kernel(data.points, targets=data.targets).sum(), kernel.leave_one_out_loss(targets=data.targets)):
+        kernel.zero_grad()
+        answer.backward()
+        assert kernel.log_lengthscale.grad.abs() > 0.0
+        assert kernel.log_ridge.grad.abs() > 0.0
+
+
+@pytest.mark.parametrize("k", [8.0, "8", (4, 8.5), None])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_neighbours_that_are_no_whole_number_are_refused(k: object) -> None:
+    with pytest.raises(TypeError, match=r"k is .*, but must be a whole number of neighbours, or several"):
+        SparseKernel(k=k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["lengthscale", "ridge"])
+def test_a_setting_that_wants_a_gradient_is_refused(name: str) -> None:
+    """A module would keep it fixed without a word."""
+    with pytest.raises(ValueError, match=rf"{name} wants a gradient, .* learn_kernel=True"):
+        module(sets(), **{name: nn.Parameter(torch.tensor(0.5))})
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_mismatched_sets_have_no_leave_one_out_loss() -> None:
+    data = sets()
+    kernel = SparseKernel(**KERNEL)  # type: ignore[arg-type]
+    for features, targets in ((data.features[:9], data.targets), (data.features, data.targets[:, 0])):
+        with pytest.raises(ValueError, match=r"with equally many points"):
+            kernel.leave_one_out_loss(features=features, targets=targets)
+    data.targets[3, 1] = NAN
+    with pytest.raises(ValueError, match=r"row 3 is not finite: nan in column 1"):
+        kernel.leave_one_out_loss(features=data.features, targets=data.targets)
+
+
+def test_few_queries_see_targets_that_are_not_finite() -> None:
+    data = sets(dtype=torch.float32)
+    kernel = module(data)
+    with torch.no_grad():
+        kernel.targets.fill_(NAN)
+        for rows in (1, 7):
+            with pytest.raises(ValueError, match=r"targets row 0 is not finite"):
+                kernel(data.points[:rows])

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from skrl import sparse_kernel
 from skrl.kernels import Gaussian, Laplace, Matern52, Polynomial, WendlandC2
 from skrl.kernels.algebra import Kernel, Product, Scaled, Stretched, Sum
 
@@ -107,3 +108,27 @@ def test_copies_are_equal() -> None:
     kernel = 0.3 * Gaussian() + 0.7 * Laplace().stretched(5.0)
     assert copy.deepcopy(kernel) == kernel
     assert len({kernel, copy.deepcopy(kernel), 0.3 * Gaussian() + 0.7 * Laplace()}) == 2
+
+
+class Doubled(Kernel):
+    """Twice as much at zero as it says."""
+
+    def __call__(self, r: torch.Tensor) -> torch.Tensor:
+        return 2.0 * torch.exp(-r)
+
+
+def test_a_kernel_of_ones_own_says_its_value_at_zero() -> None:
+    """With another prior variance on the diagonal systems fail to factorise, and every answer would be the prior."""
+    X, y = torch.rand(30, 2), torch.rand(30, 1)
+    for make in (
+        lambda: sparse_kernel(X, X, y, kernel=Doubled()),
+        lambda: 0.5 * Doubled(),
+        lambda: Doubled() + Laplace(),
+    ):
+        with pytest.raises(ValueError, match=r"Doubled\(\) is 2 at distance zero, but its prior_variance is 1; divide"):
+            make()
+    with pytest.raises(ValueError, match=r"distance zero"):
+        Doubled().stretched(2.0)
+    said = type("Said", (Doubled,), {"prior_variance": 2.0})()
+    expected = sparse_kernel(X, X, y, kernel=2.0 * Laplace())
+    torch.testing.assert_close(sparse_kernel(X, X, y, kernel=said).mean, expected.mean)

@@ -249,5 +249,19 @@ def test_append_fills_the_slot_of_a_support_that_was_not_finite() -> None:
 def test_slots_hold_no_gradient_and_keep_the_memory_s_dtype() -> None:
     memory = SupportMemory(1, 2, 1).half()
     memory.append(torch.ones(1, 1, dtype=torch.float64, requires_grad=True), torch.ones(1, 1, requires_grad=True))
-    assert [buffer.dtype for buffer in memory.buffers()] == [torch.float16] * 3 + [torch.long]
+    dtypes = {name: buffer.dtype for name, buffer in memory.named_buffers()}
+    half, full = torch.float16, torch.float32
+    assert dtypes == {"features": half, "targets": half, "half_norms": full, "sizes": torch.long}
     assert not any(buffer.requires_grad for buffer in memory.buffers())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_features_stay_in_half_precision(dtype: torch.dtype) -> None:
+    """Half of the square of their norm, 125,000, is more than float16 holds."""
+    features = torch.full((4, 3), 250.0) + torch.arange(4).unsqueeze(1)
+    memory = SupportMemory(1, 6, 3)
+    memory.append(features[:2], torch.ones(2, 1))
+    memory.to(dtype).append(features[2:].to(dtype), torch.ones(2, 1, dtype=dtype))
+    assert memory.mask.tolist() == [[True] * 4 + [False] * 2]
+    rounded = features.to(dtype).float()
+    torch.testing.assert_close(memory.half_norms[0, :4], 0.5 * rounded.square().sum(-1))

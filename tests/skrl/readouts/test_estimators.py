@@ -326,3 +326,49 @@ def test_importing_needs_neither_scikit_learn_nor_matplotlib(name: str) -> None:
     names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert "torch" in names
     assert not {"sklearn", "matplotlib"} & {module.partition(".")[0] for module in names}
+
+
+@pytest.mark.parametrize("make", [SparseKernelClassifier, LinearClassifier])
+def test_a_module_reads_pictures_in_bytes(make: type[Readout]) -> None:
+    """Answers in the precision of the pixels would be logits modulo 256."""
+    pictures = torch.randint(0, 256, (120, 1, 3, 3), dtype=torch.uint8)
+    labels = (pictures.float().mean((1, 2, 3)) > 128).long()
+    readout = make().fit(pictures.flatten(1), labels)
+    network = nn.Sequential(nn.Flatten(), readout)
+    with torch.no_grad():
+        torch.testing.assert_close(network(pictures), network(pictures.float()))
+        assert network(pictures).argmax(1).tolist() == readout.predict(pictures.flatten(1)).tolist()
+
+
+@pytest.mark.parametrize("make", [SparseKernelRegressor, LinearRegressor])
+def test_a_module_answers_integers_with_fractions(make: type[Readout]) -> None:
+    X = torch.arange(40).reshape(-1, 1)
+    readout = make().fit(X, X.flatten() / 7.0)
+    with torch.no_grad():
+        torch.testing.assert_close(readout(X).flatten(), readout.predict(X))
+
+
+def test_neighbours_come_as_numpy_counts_them() -> None:
+    search = GridSearchCV(SparseKernelClassifier(ridge=0.1, scaling="standard"), {"k": np.arange(4, 12, 4)}, cv=2)
+    assert search.fit(*IRIS).best_score_ > 0.9
+    with pytest.raises(TypeError, match=r"k is 8.0, but must be a whole number of neighbours"):
+        SparseKernelClassifier(k=8.0).fit(*IRIS)
+
+
+def test_scores_of_targets_of_another_kind_are_refused() -> None:
+    X, y = DIABETES
+    both = np.stack([y, -y], axis=1)
+    for fitted, scored in ((y, both), (both, y)):
+        with pytest.raises(ValueError, match=r"y has \d columns, but LinearRegressor was fitted to \d"):
+            LinearRegressor().fit(X, fitted).score(X, scored)
+
+
+def test_digits_of_targets_that_the_features_precision_lacks_count() -> None:
+    """Seconds since 1970 in float64 beside features in float32, which holds multiples of 64 there."""
+    x = np.random.default_rng(0).random((60, 2), dtype=np.float32)
+    y = 1e9 + 50.0 * np.sin(4.0 * x[:, 0].astype(np.float64))
+    with pytest.warns(UserWarning, match=r"y is rounded to torch.float32, the precision of X, by up to \d+.\d%"):
+        rounded = LinearRegressor().fit(x, y)
+    assert rounded.score(x, y) == pytest.approx(r2_score(y, rounded.predict(x).astype(np.float64)))
+    wide = x.astype(np.float64)
+    assert LinearRegressor().fit(wide, y).score(wide, y) > rounded.score(x, y)

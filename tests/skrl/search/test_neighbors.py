@@ -293,3 +293,11 @@ def test_a_query_that_is_no_number_leaves_the_gradient_finite() -> None:
     assert queries.grad[1].tolist() == [0.0, 0.0]
     assert queries.grad.isfinite().all()
     assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_half_precision_is_searched_in_float32(dtype: torch.dtype, scale: float) -> None:
+    features, queries = ((scale * torch.randn(rows, 6)).to(dtype) for rows in (500, 20))
+    expected = ExactSearch()(queries.float(), features.float(), 10)
+    assert torch.equal(ExactSearch()(queries, features, 10).indices, expected.indices)
