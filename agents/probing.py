@@ -117,7 +117,7 @@ def probe_agent(
 
     Raises:
         ValueError: the environment has several copies, is not normalised as the model's own is or has observations of
-            another kind, no variable ever changes, or a number is out of range.
+            another kind, no variable ever changes, the model has no network, or a number is out of range.
     """
     if steps < 30:
         raise ValueError(f"steps is {steps}, but a probe needs at least 30; some thousand score well")
@@ -157,6 +157,8 @@ def probe_agent(
         target = torch.from_numpy(column).float()
         train, test = (seen[:split], target[:split]), (seen[split:], target[split:])
         reports[name] = probe_layers(module, train=train, test=test, readouts=readouts, pooling="flatten")
+    if not any(report.layers for report in reports.values()):
+        raise ValueError(f"{type(model).__name__} has no network with layers to probe; take an agent that trains one")
     return AgentProbe(reports)
 
 

@@ -21,6 +21,7 @@ from envs.episode_quota import EpisodeQuota
 ATARI_NAMESPACE = "ALE/"
 MINATAR_NAMESPACE = "MinAtar/"
 STACKED_FRAMES = 4
+REPEATED_FRAMES = 4
 
 EVALUATION_LIMIT = 10_000
 """Steps after which an evaluation cuts an episode of an environment without a time limit of its own."""
@@ -58,7 +59,7 @@ def make_env(
         seed: seed of the first copy, the next ones count up; None for an arbitrary one.
         evaluation: whether the return is to be the game's own: Atari rewards are then not clipped to their sign, and
             the loss of a life does not end the episode. Each copy then is an :class:`EpisodeQuota`, too.
-        max_episode_steps: steps after which an episode is cut; None for the environment's own limit, and where it has
+        max_episode_steps: actions after which an episode is cut; None for the environment's own limit, and where it has
             none for :data:`EVALUATION_LIMIT` in evaluations: a greedy policy that runs into a wall never ends one.
         env_kwargs: arguments of the environment's constructor.
 
@@ -76,11 +77,14 @@ def make_env(
     elif evaluation and max_episode_steps is None and registry[env_id.rpartition(":")[2]].max_episode_steps is None:
         max_episode_steps = EVALUATION_LIMIT
     if max_episode_steps is not None:
-        kwargs = {**kwargs, "max_episode_steps": max_episode_steps}
+        # The limit lies inside of the wrapper that repeats actions, beside the monitor that has to see its cut.
+        kwargs = {**kwargs, "max_episode_steps": max_episode_steps * (REPEATED_FRAMES if is_atari else 1)}
 
     def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         if is_atari:
-            env = AtariWrapper(env, terminal_on_life_loss=not evaluation, clip_reward=not evaluation)
+            env = AtariWrapper(
+                env, frame_skip=REPEATED_FRAMES, terminal_on_life_loss=not evaluation, clip_reward=not evaluation
+            )
         return EpisodeQuota(env) if evaluation else env
 
     env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=wrapped, env_kwargs=kwargs)

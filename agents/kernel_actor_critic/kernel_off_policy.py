@@ -65,13 +65,12 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as for the algorithm."""
-        self.action_kernel.refresh(
-            ReplayView.of(self),
-            self.critic_target.smallest,
-            self._next_actions,
-            self._entropy_weight(),
-            self.num_timesteps,
-        )
+        view = ReplayView.of(self)
+        # A model that was loaded without its buffer would regress on the handful of transitions since.
+        if view.size >= min(self.learning_starts + 1, view.capacity):
+            self.action_kernel.refresh(
+                view, self.critic_target.smallest, self._next_actions, self._entropy_weight(), self.num_timesteps
+            )
         super().train(gradient_steps, batch_size)
 
     def dump_logs(self) -> None:
@@ -86,7 +85,7 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
         self.action_kernel = ActionKernel(
             self.observation_space,
             get_action_dim(self.action_space),
-            ActionKernelConfig(**self.kernel),
+            ActionKernelConfig.read(self.kernel),
             self.policy.normalize_images,
             self.device,
             np.random.default_rng(self.seed),

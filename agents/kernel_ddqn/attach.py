@@ -120,6 +120,11 @@ def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelCon
     config = KernelConfig.read(kernel, KERNEL)
     if config.head == "network_free":
         raise ValueError("kernel.head is 'network_free', which would leave the network out; take 'residual'")
+    if config.applies_to == "targets":
+        raise ValueError(
+            "kernel.applies_to is 'targets', but nothing is trained here that would read one, and the policy would act "
+            "by the network alone; take 'both' or 'acting'"
+        )
     if config.bonus_fraction is not None:
         raise ValueError(
             f"kernel.bonus_fraction is {config.bonus_fraction}, but attaching is no training over which a bonus could "

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
+from agents.common.kernel_of_policy import KernelOfPolicy
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 
 
-class KernelDeepQ(OffPolicyAlgorithm):
+class KernelDeepQ(KernelOfPolicy):
     """Mixed in before a deep Q-learning algorithm whose policy is a :class:`KernelPolicy`.
 
     Args:
@@ -77,6 +79,19 @@ class KernelDeepQ(OffPolicyAlgorithm):
         """Take over parameters as SB3 does, the supports among them; the next refresh chooses supports anew."""
         super().set_parameters(load_path_or_dict, exact_match, device)
         self.replay_kernel = None
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        prepared = super()._setup_learn(*args, **kwargs)
+        assert self.replay_buffer is not None
+        remembered = int(self.policy.online.head.memory.mask.sum())
+        if remembered and self.replay_buffer.size() == 0 and self.num_timesteps > self.learning_starts:
+            warnings.warn(
+                f"the kernel remembers {remembered} transitions, but the replay buffer is empty: they are forgotten at "
+                "the next refresh. Save the buffer beside the model, save_replay_buffer(…), and load_replay_buffer(…) "
+                "before learning goes on",
+                stacklevel=4,
+            )
+        return prepared
 
     @abstractmethod
     def _make_kernel(self) -> ReplayKernel:

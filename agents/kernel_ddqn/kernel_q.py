@@ -52,6 +52,8 @@ class KernelQ(KernelDDQN):
                 )
         self._bad_transitions = 0
         # Another head is refused below, for what it is and not for settings that it did not ask for.
+        if kernel is None:
+            kernel = (kwargs.get("policy_kwargs") or {}).get("kernel")
         other = isinstance(kernel, Mapping) and kernel.get("head", KERNEL["head"]) != KERNEL["head"]
         kernel = KernelConfig.read(kernel, None if other else KERNEL)
         super().__init__(policy, env, kernel=kernel, **kwargs)

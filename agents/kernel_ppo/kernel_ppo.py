@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import RolloutCritic
@@ -68,7 +68,7 @@ class KernelPPO(NormalizedPPO):
         super()._setup_model()
         self.critic = RolloutCritic(
             self.observation_space,
-            CriticConfig(**self.kernel),
+            CriticConfig.read(self.kernel),
             self.policy.normalize_images,
             self.device,
             np.random.default_rng(self.seed),
@@ -80,6 +80,7 @@ class KernelPPO(NormalizedPPO):
 
 def _reward_scale(env: VecEnv) -> float:
     """What an environment divides its rewards by at present."""
-    if not isinstance(env, VecNormalize) or not env.norm_reward:
+    normalised = unwrap_vec_normalize(env)
+    if normalised is None or not normalised.norm_reward:
         return 1.0
-    return float(np.sqrt(env.ret_rms.var + env.epsilon))
+    return float(np.sqrt(normalised.ret_rms.var + normalised.epsilon))

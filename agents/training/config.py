@@ -36,7 +36,7 @@ class RunConfig:
     """Gymnasium id of the environment."""
 
     max_episode_steps: Count | None = None
-    """Environment steps after which an episode is cut; None leaves that to the environment."""
+    """Actions after which an episode is cut; None leaves that to the environment."""
 
     total_timesteps: Count = 10_000
     """Environment steps to learn from."""

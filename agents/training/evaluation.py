@@ -58,7 +58,7 @@ def evaluate_greedily(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: in
         seed: seed of the environment's next reset.
 
     Returns:
-        Returns and lengths, as `Monitor` counts them: undiscounted, in environment steps.
+        Returns and lengths, as `Monitor` counts them: undiscounted, in environment steps, of Atari in frames.
     """
     env.seed(seed)
     for copy in range(env.num_envs):

@@ -111,6 +111,7 @@ def test_environments_explore_independently() -> None:
     assert 0.1 < different < 0.4  # a quarter: explored with 1/2, another action with 1/2
 
 
+@pytest.mark.filterwarnings("ignore:the kernel remembers")  # and forgets, for the buffer is not loaded
 @pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
 def test_random_actions_last_while_learning(cls, tmp_path) -> None:
     settings = {**SETTINGS, "exploration_zeta": 1.2, "exploration_fraction": 1.0, "exploration_final_eps": 1.0}

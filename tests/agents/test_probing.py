@@ -9,7 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents import DoubleDQN, KernelDDQN, NormalizedPPO, probe_agent, ram_variables
+from agents import DoubleDQN, KernelDDQN, KernelQ, NormalizedPPO, probe_agent, ram_variables
 from envs import make_env
 from skrl import LinearRegressor
 
@@ -122,3 +122,9 @@ def test_what_makes_no_sense_is_an_error(settings, message) -> None:
 def test_addresses_outside_the_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="player is at 128"):
         ram_variables({"player": 128})
+
+
+def test_an_agent_without_a_network_is_refused() -> None:
+    model = KernelQ("MlpPolicy", "CartPole-v1", device="cpu", seed=0)
+    with pytest.raises(ValueError, match="KernelQ has no network with layers to probe"):
+        probe_agent(model, "CartPole-v1", steps=40, readouts=LINEAR)

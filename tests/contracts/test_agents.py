@@ -157,6 +157,7 @@ def _preferences(model: Any, observations: np.ndarray) -> torch.Tensor:
         return model.policy.q_net(inputs)
 
 
+@pytest.mark.filterwarnings("ignore:the kernel remembers")  # and forgets, for the buffer is not loaded
 def test_save_and_load_keep_preferences_to_the_last_bit(agent, tmp_path) -> None:
     cls, make = agent
     model = make("MlpPolicy", "CartPole-v1", seed=0).learn(200)

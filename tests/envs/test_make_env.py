@@ -170,3 +170,14 @@ def test_an_environments_own_limit_stays(env_id: str, limit: int) -> None:
     env = make_env(env_id, evaluation=True)
     assert env.get_attr("spec")[0].max_episode_steps == limit
     env.close()
+
+
+def test_the_limit_of_an_atari_game_counts_actions() -> None:
+    """The monitor sees the cut, for evaluations count the episodes that it reports; no-ops at the beginning count."""
+    env = make_env("ALE/Pong-v5", seed=0, evaluation=True, max_episode_steps=50)
+    env.reset()
+    steps = next(step for step in range(1, 60) if (answer := env.step(np.array([0])))[2][0])
+    env.close()
+    assert 50 - 30 / 4 - 1 <= steps <= 50
+    assert answer[3][0]["episode"]["l"] <= 200
+    assert answer[3][0]["TimeLimit.truncated"]

@@ -112,3 +112,22 @@ def test_settings_are_checked(cls) -> None:
         cls("MlpPolicy", "Pendulum-v1", kernel={"rebase_interval": 0})
     with pytest.raises(ConfigError, match=r"did you mean 'kernel.capacity'"):
         cls("MlpPolicy", "Pendulum-v1", kernel={"capacty": 10})
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_a_loaded_model_waits_for_as_many_transitions_as_a_new_one(cls, tmp_path) -> None:
+    model = make(cls, kernel=KERNEL).learn(60)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=model.env)
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.action_kernel.transitions is None
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.action_kernel.transitions is not None
+    assert loaded.action_kernel.scalars["supports"] > SMALL["learning_starts"]
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_a_loaded_model_may_get_another_kernel(cls, tmp_path) -> None:
+    make(cls).save(tmp_path / "model")
+    for given in ({"k": 7}, ActionKernelConfig(k=7)):
+        assert cls.load(tmp_path / "model", kernel=given).action_kernel.config.k == 7

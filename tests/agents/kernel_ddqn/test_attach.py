@@ -286,6 +286,7 @@ def test_an_episode_without_end_is_cut() -> None:
         ({"n_steps": 0}, "n_steps is 0, but at least 1"),
         ({"exploration_rate": 1.5}, "exploration_rate is 1.5, but must be a probability"),
         ({"kernel": {"head": "network_free"}}, "leave the network out; take 'residual'"),
+        ({"kernel": {"applies_to": "targets"}}, "by the network alone; take 'both' or 'acting'"),
         ({"kernel": {"bonus_fraction": 0.5}}, "kernel.bonus_fraction is 0.5, but attaching is no training"),
         ({"kernel": "gaussian"}, "kernel is a str, but must be a KernelConfig or a mapping"),
         ({"kernel": {"capcity": 3}}, "did you mean 'kernel.capacity'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents import KernelDDQN, KernelDQNPolicy, KernelRefreshCallback
+from agents import DQK, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
+from agents.kernel_qrdqn import KernelQRDQN
 from skrl.solve.local_weights import bounded_correction
 
 KERNEL = {"capacity": 100, "k": 4, "refresh_interval": 60}
@@ -171,3 +173,34 @@ def test_the_bonus_follows_its_schedule_and_goes_on_after_loading(tmp_path) -> N
     loaded = KernelDDQN.load(tmp_path / "model.zip", env=model.get_env())
     loaded.learn(100)
     assert loaded.q_net.bonus == 0.0
+
+
+@pytest.mark.parametrize("cls", [KernelDDQN, KernelQ])
+def test_going_on_without_the_buffer_is_warned_of(cls: type[KernelDDQN], tmp_path: Path) -> None:
+    """At the first refresh a handful of new transitions takes the place of all that the model remembers."""
+    model = cls("MlpPolicy", "CartPole-v1", kernel=KERNEL, learning_starts=50, target_update_interval=20, seed=0)
+    model.learn(120).save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = cls.load(tmp_path / "model", env=model.env)
+    with pytest.warns(
+        UserWarning, match=r"remembers \d+ transitions, but the replay buffer is empty: .* load_replay_buf"
+    ):
+        loaded.learn(1, reset_num_timesteps=False)
+    whole = cls.load(tmp_path / "model", env=model.env)
+    whole.load_replay_buffer(tmp_path / "buffer")
+    whole.learn(60, reset_num_timesteps=False)
+    assert int(whole.policy.online.head.memory.mask.sum()) > 60
+
+
+@pytest.mark.parametrize("cls", [KernelDDQN, KernelQRDQN, DQK])
+def test_a_saved_kernel_cannot_be_replaced(cls: Any, tmp_path: Path) -> None:
+    cls("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"kernel is .*, but a saved {cls.__name__} brings its kernel along"):
+        cls.load(tmp_path / "model", kernel={"k": 8})
+
+
+def test_the_kernel_alone_takes_its_settings_from_the_policys_arguments_too() -> None:
+    given = {"kernel": {"k": 8, "exploration_bonus": 0.0}}
+    for cls in (KernelQ, KernelDDQN):
+        kernel = cls("MlpPolicy", "CartPole-v1", policy_kwargs=given, device="cpu").policy.kernel
+        assert (kernel.k, kernel.exploration_bonus) == (8, 0.0)

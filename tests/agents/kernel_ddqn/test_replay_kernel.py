@@ -255,6 +255,7 @@ def test_a_resumed_model_learns_at_once_from_the_corrections_that_it_acts_on(
         assert torch.allclose(batch.next_corrections, fresh, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the kernel remembers")  # and forgets, for the buffer is not loaded
 def test_a_model_that_is_loaded_without_its_buffer_keeps_its_supports_until_the_target_update(tmp_path: Path) -> None:
     model = _trained(312)
     model.save(tmp_path / "model.zip")

@@ -5,9 +5,12 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from agents.common.schema import ConfigError
 from agents.kernel_ppo import CriticConfig, KernelPPO
+from agents.kernel_ppo.kernel_ppo import _reward_scale
 from agents.kernel_ppo.rollout_critic import RolloutCritic
 
 SPACE = spaces.Box(-3.0, 3.0, (2,))
@@ -177,3 +180,21 @@ def test_settings_are_checked() -> None:
         KernelPPO("MlpPolicy", "CartPole-v1", kernel={"sweeps": 0})
     with pytest.raises(ConfigError, match=r"did you mean 'kernel.capacity'"):
         KernelPPO("MlpPolicy", "CartPole-v1", kernel={"capacty": 10})
+
+
+def test_rewards_are_scaled_wherever_they_are_normalised() -> None:
+    """SB3 itself puts its transposition of images around a VecNormalize."""
+    plain = make_vec_env("CartPole-v1", 2)
+    normalised = VecNormalize(plain, norm_obs=False)
+    normalised.ret_rms.var = 4.0
+    assert _reward_scale(plain) == 1.0
+    assert _reward_scale(normalised) == pytest.approx(2.0)
+    assert _reward_scale(VecFrameStack(normalised, 2)) == pytest.approx(2.0)
+    normalised.norm_reward = False
+    assert _reward_scale(VecFrameStack(normalised, 2)) == 1.0
+
+
+def test_a_loaded_model_may_get_another_kernel(tmp_path) -> None:
+    KernelPPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu").save(tmp_path / "model")
+    for given in ({"k": 7}, CriticConfig(k=7)):
+        assert KernelPPO.load(tmp_path / "model", kernel=given).critic.config.k == 7
