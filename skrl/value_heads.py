@@ -246,7 +246,7 @@ class NetworkFreeHead(ResidualHead):
         near = total > MIN_TOTAL
         if self.localisation == "continuous":
             return local._replace(weights=local.weights / torch.where(near, total, 1.0))
-        present = torch.arange(local.weights.shape[-1], device=total.device) < self.memory.sizes.unsqueeze(1)
+        present = torch.arange(local.weights.shape[-1], device=total.device) < self.memory.mask.sum(1, keepdim=True)
         share = torch.where(near, 1.0 - total, 0.0) / present.sum(-1).clamp(min=1)[:, None, None]
         return local._replace(weights=local.weights + share * present.unsqueeze(1))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from skrl.checks import floating
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
+from skrl.modes import precise
 from skrl.shapes import Float, Int, Tensor
 
 
@@ -70,7 +72,7 @@ def p_greedy(
     Raises:
         ValueError: a row is not finite, the kernel is not radial, or a setting is out of its range.
     """
-    points = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    points = precise(floating(features))
     kernel = make_kernel(kernel, features.shape[-1])
     _check_settings(points, capacity, kernel, lengthscale, ridge)
     with torch.autocast(points.device.type, enabled=False):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skrl.checks import floating
 from skrl.shapes import Float, Tensor
 
 Scaling = Literal["standard", "isotropic", "cosine", "whitened", "none"]
@@ -77,6 +78,7 @@ class FeatureScaling(nn.Module):
         """
         if scaling not in SCALINGS:
             raise ValueError(f"scaling is {scaling!r}, but must be one of {', '.join(SCALINGS)}")
+        features = floating(features)
         if scaling == "none":
             return cls(torch.zeros_like(features[0]), torch.ones_like(features[0]))
         # In a unit of their own, a power of two so that nothing is rounded: squares of large numbers are infinite.

@@ -239,6 +239,8 @@ def _as_loader(data: tuple[Any, Any] | Iterable[Any]) -> Iterable[Any]:
     if len(data) != 2:
         raise ValueError(f"data is a tuple of {len(data)}, but must be a pair (x, y) or batches of such pairs")
     x, y = (torch.as_tensor(values) for values in data)
+    if not isinstance(data[0], Tensor) and x.is_floating_point():
+        x = x.to(torch.get_default_dtype())  # numpy's numbers are float64 unasked, as no network is
     return zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
 
 

@@ -143,6 +143,13 @@ def test_mean_function_of_a_network_free_head_is_the_mean_of_the_neighbours() ->
     torch.testing.assert_close(head.correction(queries), values.mean() + twin.correction(queries))
 
 
+def test_a_hole_in_the_memory_is_no_neighbour() -> None:
+    """The second of three supports is not finite: the others share what the weights lack."""
+    whole = line_head(NetworkFreeHead, [0.0, 3.0], [6.0, 4.0], ridge=0.5)
+    holed = line_head(NetworkFreeHead, [0.0, float("nan"), 3.0], [6.0, 0.0, 4.0], ridge=0.5)
+    torch.testing.assert_close(holed.correction(at(0.4, 5.0)), whole.correction(at(0.4, 5.0)))
+
+
 def test_amplitude_of_a_network_free_head_is_the_deviation_inside_neighbourhoods() -> None:
     """Values of two groups differ a lot, those inside a group little: what an action changes is of that size."""
     places, values = [0.0, 1.0, 50.0, 51.0], [9.0, 11.0, -19.0, -21.0]

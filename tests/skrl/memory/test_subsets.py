@@ -131,3 +131,9 @@ def test_p_greedy_does_not_depend_on_the_origin_or_on_autocast() -> None:
 def test_p_greedy_refuses_settings_that_make_no_sense(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         p_greedy(**{"features": torch.randn(5, 2), "capacity": 3, **settings})
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_greedy_choice_among_whole_numbers() -> None:
+    points = torch.randint(0, 50, (40, 2))
+    assert p_greedy(points, 7, lengthscale=20.0).tolist() == p_greedy(points.float(), 7, lengthscale=20.0).tolist()

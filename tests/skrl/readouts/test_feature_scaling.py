@@ -106,3 +106,11 @@ def test_the_unit_of_the_features_does_not_matter(scaling: Scaling, unit: float)
     plain = FeatureScaling.fit(features, scaling)(features)
     scaled = FeatureScaling.fit(unit * features, scaling)(unit * features)
     torch.testing.assert_close(scaled, plain)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_whole_numbers_are_scaled(scaling: Scaling) -> None:
+    whole = FEATURES.long()
+    scaled = FeatureScaling.fit(whole, scaling)(whole)
+    torch.testing.assert_close(scaled.double(), FeatureScaling.fit(FEATURES, scaling)(FEATURES), rtol=1e-5, atol=1e-6)

@@ -281,3 +281,12 @@ def test_default_readouts_follow_the_targets() -> None:
     assert probe_layers(model, train=numbers, test=numbers).metric == "R²"
     forced = probe_layers(model, train=numbers, test=numbers, readouts={"k": SparseKernelRegressor(k=3, ridge=1.0)})
     assert forced.readouts == ["k"]
+
+
+def test_arrays_of_numpy_come_in_the_networks_precision() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(90, 3)), rng.integers(0, 2, 90)
+    report = probe_layers(
+        nn.Linear(3, 2), train=(X[:60], y[:60]), test=(X[60:], y[60:]), readouts={"linear": QUICK["linear"]}
+    )
+    assert len(report.layers) == 1
