@@ -85,8 +85,14 @@ class DoubleDQN(AtomicSave, CutAtReset, DerivedSettings, LastingExploration, Nam
         self.huber_threshold = huber_threshold
         self.td_error_scale: float | None = None
         self.nonfinite_guard = NonFiniteGuard()
-        kwargs["policy_kwargs"] = _with_fused_adam(kwargs.get("policy_kwargs") or {})
         super().__init__(policy, env, *args, **kwargs)
+
+    def _setup_model(self) -> None:
+        # A saved model holds the arguments as they were given, which SB3 compares on loading.
+        given = self.policy_kwargs
+        self.policy_kwargs = _with_fused_adam(given)
+        super()._setup_model()
+        self.policy_kwargs = given
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take gradient steps on minibatches from the replay buffer.

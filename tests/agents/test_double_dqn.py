@@ -255,3 +255,10 @@ def test_a_bad_update_leaves_the_size_of_errors_alone(tmp_path) -> None:
 def test_an_impossible_threshold_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"huber_threshold is .* 0 is SB3's loss"):
         DoubleDQN("MlpPolicy", "CartPole-v1", huber_threshold=value, **SETTINGS)
+
+
+def test_a_model_loads_with_the_arguments_that_it_was_made_with(tmp_path) -> None:
+    given = {"net_arch": [16]}
+    DoubleDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "policy_kwargs": given}).save(tmp_path / "model")
+    loaded = DoubleDQN.load(tmp_path / "model", policy_kwargs=given)
+    assert loaded.policy.optimizer.defaults["fused"]
