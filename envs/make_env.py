@@ -75,7 +75,7 @@ def make_env(
         ALEInterface.setLoggerMode(LoggerMode.Error)
         kwargs = {**ATARI_KWARGS, **kwargs}
     elif evaluation and max_episode_steps is None and registry[env_id.rpartition(":")[2]].max_episode_steps is None:
-        max_episode_steps = EVALUATION_LIMIT
+        kwargs = {"max_episode_steps": EVALUATION_LIMIT, **kwargs}
     if max_episode_steps is not None:
         # The limit lies inside of the wrapper that repeats actions, beside the monitor that has to see its cut.
         kwargs = {**kwargs, "max_episode_steps": max_episode_steps * (REPEATED_FRAMES if is_atari else 1)}

@@ -263,7 +263,7 @@ class SparseKernel(nn.Module):
         if ridge is not None:
             check_ridge(ridge)
         for name, given in (("lengthscale", lengthscale), ("ridge", ridge)):
-            if isinstance(given, Tensor) and given.requires_grad:
+            if not learn and wants_gradient(given):
                 raise ValueError(
                     f"{name} wants a gradient, but a module keeps what it is given fixed; learn it by "
                     f"learn_kernel=True, give {name}.detach(), or call the function skrl.sparse_kernel"

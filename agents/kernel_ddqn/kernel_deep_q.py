@@ -84,10 +84,10 @@ class KernelDeepQ(KernelOfPolicy):
         prepared = super()._setup_learn(*args, **kwargs)
         assert self.replay_buffer is not None
         remembered = int(self.policy.online.head.memory.mask.sum())
-        if remembered and self.replay_buffer.size() == 0 and self.num_timesteps > self.learning_starts:
+        if remembered and self.replay_buffer.size() == 0:
             warnings.warn(
                 f"the kernel remembers {remembered} transitions, but the replay buffer is empty: they are forgotten at "
-                "the next refresh. Save the buffer beside the model, save_replay_buffer(…), and load_replay_buffer(…) "
+                "the first refresh. Save the buffer beside the model, save_replay_buffer(…), and load_replay_buffer(…) "
                 "before learning goes on",
                 stacklevel=4,
             )

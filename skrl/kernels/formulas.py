@@ -197,12 +197,9 @@ def make_kernel(kernel: str | Kernel, dim: int = 3) -> Kernel:
         dim: dimension of the points, for named kernels that are positive definite up to some dimension only.
 
     Raises:
-        ValueError: the name is unknown; the message names the nearest one. The dimension is below 1. A radial kernel of
-            the caller's own has another value at zero than its ``prior_variance``.
+        ValueError: the name is unknown; the message names the nearest one. The dimension is below 1.
     """
     if isinstance(kernel, Kernel):
-        if not type(kernel).__module__.startswith("skrl."):
-            kernel.check_prior_variance()
         return kernel
     if kernel not in KERNELS:
         near = get_close_matches(kernel, KERNELS, n=1, cutoff=0.0)[0]

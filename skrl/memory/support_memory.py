@@ -39,7 +39,7 @@ class SupportMemory(nn.Module):
                 raise ValueError(f"{name} is {value}, but a support memory needs at least 1")
         self.register_buffer("features", torch.zeros(sets, capacity, feature_dim))
         self.register_buffer("targets", torch.zeros(sets, capacity, target_dim))
-        self.register_buffer("half_norms", torch.full((sets, capacity), float("inf")))
+        self.register_buffer("half_norms", precise(torch.full((sets, capacity), float("inf"))))
         self.register_buffer("sizes", torch.zeros(sets, dtype=torch.long))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SupportMemory:
@@ -138,7 +138,7 @@ class SupportMemory(nn.Module):
         filled = norms.isfinite()
         self.features[sets, slots] = torch.where(filled.unsqueeze(-1), rounded, 0.0)
         self.targets[sets, slots] = torch.where(filled.unsqueeze(-1), targets.to(self.targets), 0.0)
-        self.half_norms[sets, slots] = torch.where(filled, norms, float("inf"))
+        self.half_norms[sets, slots] = torch.where(filled, norms, torch.inf).to(self.half_norms)
         self.sizes.scatter_reduce_(0, sets, slots + 1, "amax")
 
     def append(

@@ -82,16 +82,23 @@ def rounded_targets(
 ) -> Float[Tensor, "samples ..."]:
     """Targets in the precision and on the device of the features; warns where that takes digits that matter."""
     rounded = targets.to(features)
+    largest = targets.abs().amax(0)
+    if not rounded.isfinite().all():
+        raise ValueError(
+            f"y reaches {float(largest.max()):.4g}, but {features.dtype}, the precision of X, ends at "
+            f"{torch.finfo(features.dtype).max:.4g}; scale y, or give X in float64"
+        )
     lost = (rounded.cpu() - targets).abs().amax(0)
     spread = (targets - targets.mean(0)).abs().mean(0)
-    share = torch.where(spread > 0.0, lost / spread, 0.0)
-    if share.max() > LARGEST_LOSS:
+    # A constant has a mean that is off by rounding.
+    varies = spread > 64 * torch.finfo(targets.dtype).eps * largest
+    share = torch.where(varies, lost / spread, 0.0)
+    if (share > LARGEST_LOSS).any():
         warnings.warn(
             f"y is rounded to {features.dtype}, the precision of X, by up to {float(share.max()):.1%} of its mean "
             "deviation; subtract a constant from y, or give X in float64",
             stacklevel=4,
         )
-    _refuse_not_finite(rounded, "y")
     return rounded
 
 

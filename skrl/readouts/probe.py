@@ -208,7 +208,7 @@ def _activations(
         return _rows(output, samples, pooling)
 
     with torch.no_grad(), evaluation_mode(model), recorded_outputs(modules, read) as outputs:
-        for x, y in batches(_as_loader(data)):
+        for x, y in batches(_as_loader(data, _precision(model))):
             outputs.clear()
             x = torch.as_tensor(x, device=device)
             samples = len(x)
@@ -233,14 +233,20 @@ def _rows(output: Any, samples: int, pooling: Pooling) -> Tensor | str:
     return pooled(activation, pooling).clone()
 
 
-def _as_loader(data: tuple[Any, Any] | Iterable[Any]) -> Iterable[Any]:
+def _precision(model: nn.Module) -> torch.dtype:
+    """Of a network's numbers."""
+    floating = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(floating, torch.get_default_dtype())
+
+
+def _as_loader(data: tuple[Any, Any] | Iterable[Any], precision: torch.dtype) -> Iterable[Any]:
     if not isinstance(data, tuple):
         return data
     if len(data) != 2:
         raise ValueError(f"data is a tuple of {len(data)}, but must be a pair (x, y) or batches of such pairs")
     x, y = (torch.as_tensor(values) for values in data)
     if not isinstance(data[0], Tensor) and x.is_floating_point():
-        x = x.to(torch.get_default_dtype())  # numpy's numbers are float64 unasked, as no network is
+        x = x.to(precision)  # numpy's numbers are float64 unasked
     return zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
 
 

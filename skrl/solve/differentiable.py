@@ -23,7 +23,7 @@ from skrl.solve.local_weights import MAX_GRAM, compiled_weights, weighted_means
 
 def learns(kernel: Kernel, points: Tensor) -> bool:
     """Whether a gradient is recorded and the kernel has parameters of its own that ask for it."""
-    if not torch.is_grad_enabled() or traced():
+    if kernel.is_built_in or not torch.is_grad_enabled() or traced():
         return False
     cross = points.new_zeros(1)
     return kernel.blocks(cross, cross.unsqueeze(0))[0].requires_grad

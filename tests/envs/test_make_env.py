@@ -163,6 +163,7 @@ def test_an_evaluation_cuts_what_never_ends() -> None:
     assert length(evaluation=True) == EVALUATION_LIMIT
     assert length(max_episode_steps=7) == 7
     assert length(evaluation=True, max_episode_steps=7) == 7
+    assert length(evaluation=True, env_kwargs={"max_episode_steps": 7}) == 7
 
 
 @pytest.mark.parametrize(("env_id", "limit"), [("CartPole-v1", 500), ("LunarLander-v3", 1000)])

@@ -438,6 +438,15 @@ def test_a_setting_that_wants_a_gradient_is_refused(name: str) -> None:
     """A module would keep it fixed without a word."""
     with pytest.raises(ValueError, match=rf"{name} wants a gradient, .* learn_kernel=True"):
         module(sets(), **{name: nn.Parameter(torch.tensor(0.5))})
+    with torch.no_grad():
+        assert float(getattr(module(sets(), **{name: nn.Parameter(torch.tensor(0.5))}), name)) == 0.5
+
+
+def test_a_learned_kernel_begins_where_another_ended() -> None:
+    first = module(sets(), learn_kernel=True)
+    second = module(sets(), lengthscale=first.lengthscale, ridge=first.ridge, learn_kernel=True)
+    torch.testing.assert_close(second.lengthscale, first.lengthscale)
+    assert second.log_lengthscale.is_leaf
 
 
 @pytest.mark.usefixtures("without_shape_checks")

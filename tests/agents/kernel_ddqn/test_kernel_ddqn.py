@@ -181,11 +181,12 @@ def test_going_on_without_the_buffer_is_warned_of(cls: type[KernelDDQN], tmp_pat
     model = cls("MlpPolicy", "CartPole-v1", kernel=KERNEL, learning_starts=50, target_update_interval=20, seed=0)
     model.learn(120).save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
-    loaded = cls.load(tmp_path / "model", env=model.env)
-    with pytest.warns(
-        UserWarning, match=r"remembers \d+ transitions, but the replay buffer is empty: .* load_replay_buf"
-    ):
-        loaded.learn(1, reset_num_timesteps=False)
+    for reset in (True, False):
+        loaded = cls.load(tmp_path / "model", env=model.env)
+        with pytest.warns(
+            UserWarning, match=r"remembers \d+ transitions, but the replay buffer is empty: .* load_repl"
+        ):
+            loaded.learn(1, reset_num_timesteps=reset)
     whole = cls.load(tmp_path / "model", env=model.env)
     whole.load_replay_buffer(tmp_path / "buffer")
     whole.learn(60, reset_num_timesteps=False)

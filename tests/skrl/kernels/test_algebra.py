@@ -120,15 +120,19 @@ class Doubled(Kernel):
 def test_a_kernel_of_ones_own_says_its_value_at_zero() -> None:
     """With another prior variance on the diagonal systems fail to factorise, and every answer would be the prior."""
     X, y = torch.rand(30, 2), torch.rand(30, 1)
-    for make in (
-        lambda: sparse_kernel(X, X, y, kernel=Doubled()),
-        lambda: 0.5 * Doubled(),
-        lambda: Doubled() + Laplace(),
-    ):
-        with pytest.raises(ValueError, match=r"Doubled\(\) is 2 at distance zero, but its prior_variance is 1; divide"):
-            make()
-    with pytest.raises(ValueError, match=r"distance zero"):
-        Doubled().stretched(2.0)
+    for kernel in (Doubled(), 0.5 * Doubled(), Doubled() + Laplace(), Doubled().stretched(2.0)):
+        with pytest.raises(
+            ValueError, match=r"is [123] at distance zero, but its prior_variance is (0\.5|[12]); divide"
+        ):
+            sparse_kernel(X, X, y, kernel=kernel)
+    nowhere = type("Sinc", (Kernel,), {"__call__": lambda self, r: r.sin() / r})()
+    with pytest.raises(ValueError, match=r"Sinc\(\) is nan at distance zero, but must be positive and finite there"):
+        sparse_kernel(X, X, y, kernel=nowhere)
     said = type("Said", (Doubled,), {"prior_variance": 2.0})()
     expected = sparse_kernel(X, X, y, kernel=2.0 * Laplace())
     torch.testing.assert_close(sparse_kernel(X, X, y, kernel=said).mean, expected.mean)
+
+
+def test_kernels_of_the_package_are_told_from_others() -> None:
+    assert (0.5 * (Gaussian() + Laplace().stretched(2.0))).is_built_in
+    assert not (0.5 * (Gaussian() + Doubled().stretched(2.0))).is_built_in

@@ -265,3 +265,10 @@ def test_large_features_stay_in_half_precision(dtype: torch.dtype) -> None:
     assert memory.mask.tolist() == [[True] * 4 + [False] * 2]
     rounded = features.to(dtype).float()
     torch.testing.assert_close(memory.half_norms[0, :4], 0.5 * rounded.square().sum(-1))
+    torch.set_default_dtype(dtype)
+    try:
+        made_so = SupportMemory(1, 6, 3)
+        made_so.append(features.to(dtype), torch.ones(4, 1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(made_so.half_norms, memory.half_norms)

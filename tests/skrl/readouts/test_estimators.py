@@ -370,5 +370,8 @@ def test_digits_of_targets_that_the_features_precision_lacks_count() -> None:
     with pytest.warns(UserWarning, match=r"y is rounded to torch.float32, the precision of X, by up to \d+.\d%"):
         rounded = LinearRegressor().fit(x, y)
     assert rounded.score(x, y) == pytest.approx(r2_score(y, rounded.predict(x).astype(np.float64)))
+    with pytest.raises(ValueError, match=r"y reaches 1e\+303, but torch.float32, the precision of X, ends at 3.4"):
+        LinearRegressor().fit(x, y * 1e294)
+    LinearRegressor().fit(x, np.stack([np.full(60, 0.7), x[:, 0]], axis=1))  # a constant that float32 lacks
     wide = x.astype(np.float64)
     assert LinearRegressor().fit(wide, y).score(wide, y) > rounded.score(x, y)

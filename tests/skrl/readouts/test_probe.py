@@ -283,10 +283,10 @@ def test_default_readouts_follow_the_targets() -> None:
     assert forced.readouts == ["k"]
 
 
-def test_arrays_of_numpy_come_in_the_networks_precision() -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_arrays_of_numpy_come_in_the_networks_precision(precision: torch.dtype) -> None:
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(90, 3)), rng.integers(0, 2, 90)
-    report = probe_layers(
-        nn.Linear(3, 2), train=(X[:60], y[:60]), test=(X[60:], y[60:]), readouts={"linear": QUICK["linear"]}
-    )
+    network, readouts = nn.Linear(3, 2).to(precision), {"linear": QUICK["linear"]}
+    report = probe_layers(network, train=(X[:60], y[:60]), test=(X[60:], y[60:]), readouts=readouts)
     assert len(report.layers) == 1
