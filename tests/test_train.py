@@ -290,7 +290,7 @@ def test_help_lists_every_setting_with_its_value(capsys: pytest.CaptureFixture[s
 
 
 def test_the_script_itself_with_its_progress_bar(tmp_path: Path) -> None:
-    words = [word for word in QUICK if word != "--no-progress-bar"]
+    words = [word for word in [*QUICK, *OFF_POLICY] if word != "--no-progress-bar"]
     command = [sys.executable, train.__file__, *words, "--agent", "dqn", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

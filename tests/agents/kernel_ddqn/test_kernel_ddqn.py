@@ -140,6 +140,7 @@ def test_the_bonus_falls_over_a_share_of_the_training(share: float | None, left:
     assert seen[70] == pytest.approx(left, abs=0.04)
 
 
+@pytest.mark.filterwarnings("ignore:the kernel remembers")  # and forgets, for the buffer is not loaded
 def test_the_bonus_falls_anew_after_loading_and_a_schedule_goes_before(tmp_path) -> None:
     kernel = {**KERNEL, "exploration_bonus": 2.0, "bonus_fraction": 0.5}
     model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=kernel, **SETTINGS).learn(60)
@@ -153,6 +154,7 @@ def test_the_bonus_falls_anew_after_loading_and_a_schedule_goes_before(tmp_path)
     assert scheduled.learn(60).q_net.bonus == 7.0
 
 
+@pytest.mark.filterwarnings("ignore:the kernel remembers")  # and forgets, for the buffer is not loaded
 def test_the_bonus_follows_its_schedule_and_goes_on_after_loading(tmp_path) -> None:
     seen: list[tuple[float, float]] = []
 
