@@ -70,7 +70,7 @@ def field_types(schema: type) -> Mapping[str, Any]:
 
 @cache
 def _read_annotations(schema: type) -> Mapping[str, Any]:
-    """Remembered, since evaluating annotations takes long."""
+    """Remembered, since evaluating annotations takes long; apart, since mypy takes no class variable for hashable."""
     return types.MappingProxyType(get_type_hints(schema, include_extras=True))
 
 

@@ -51,9 +51,9 @@ class KernelQ(KernelDDQN):
                     f"KernelQ takes no gradient steps, so {name}={kwargs[name]!r} has no meaning; leave it out"
                 )
         self._bad_transitions = 0
-        # Another head is refused below, for what it is and not for settings that it did not ask for.
         if kernel is None:
             kernel = (kwargs.get("policy_kwargs") or {}).get("kernel")
+        # Another head is refused below, for what it is and not for settings that it did not ask for.
         other = isinstance(kernel, Mapping) and kernel.get("head", KERNEL["head"]) != KERNEL["head"]
         kernel = KernelConfig.read(kernel, None if other else KERNEL)
         super().__init__(policy, env, kernel=kernel, **kwargs)

@@ -37,7 +37,7 @@ def carries_gradients(kernel: Kernel, points: Tensor) -> bool:
     if not kernel.is_radial or not compiles(points.detach()):
         return False
     forwards = getattr(forward_ad, "_current_level", -1) >= 0
-    return not forwards and not kernel(points.new_zeros(1)).requires_grad
+    return not forwards and not learns(kernel, points)
 
 
 def differentiable_means(
