@@ -11,6 +11,9 @@ from typing_extensions import Self
 class KernelOfPolicy(OffPolicyAlgorithm):
     """Mixed in before an algorithm whose policy holds the kernel: a loaded one cannot be given another."""
 
+    kernel_settings: dict[str, Any] | None = None
+    """What the algorithm itself was given of the kernel, before what its policy was given."""
+
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Self:
         """Load as SB3 does.
@@ -24,3 +27,14 @@ class KernelOfPolicy(OffPolicyAlgorithm):
                 f"make a new {cls.__name__} with it"
             )
         return super().load(*args, **kwargs)
+
+    def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What the policy is made with, from what was given for it."""
+        return given if self.kernel_settings is None else {**given, "kernel": self.kernel_settings}
+
+    def _setup_model(self) -> None:
+        # A saved model holds the arguments as they were given, which SB3 compares on loading.
+        given = self.policy_kwargs
+        self.policy_kwargs = self._policy_arguments(given)
+        super()._setup_model()
+        self.policy_kwargs = given

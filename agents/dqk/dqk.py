@@ -62,11 +62,7 @@ class DQK(KernelOfPolicy, DoubleDQN):
         kernel: PerturbationConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if kernel is not None:
-            kwargs["policy_kwargs"] = {
-                **(kwargs.get("policy_kwargs") or {}),
-                "kernel": asdict(PerturbationConfig.read(kernel)),
-            }
+        self.kernel_settings = None if kernel is None else asdict(PerturbationConfig.read(kernel))
         # Transitions in the buffer when supports were placed the last time; a saved model knows it.
         self.transitions_at_placement = 0
         super().__init__(policy, env, **kwargs)

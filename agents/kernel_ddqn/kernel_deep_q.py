@@ -40,6 +40,9 @@ class KernelDeepQ(KernelOfPolicy):
     defaults: ClassVar[dict[str, Any]]
     """Settings in place of the algorithm's own."""
 
+    kernel_defaults: ClassVar[dict[str, Any]] = {}
+    """Settings in place of those of :class:`KernelConfig`; one that is given whole is taken as it is."""
+
     needed_policy: ClassVar[type[KernelPolicy]]
     """Class that the policy must extend."""
 
@@ -59,16 +62,9 @@ class KernelDeepQ(KernelOfPolicy):
         **kwargs: Any,
     ) -> None:
         self.bonus_schedule = bonus_schedule
-        settings = {**self.defaults, **kwargs}
-        policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
-        chosen = policy_kwargs.get("kernel") if kernel is None else kernel
-        if chosen is not None:
-            policy_kwargs["kernel"] = asdict(KernelConfig.read(chosen))
-        policy_kwargs.setdefault("net_arch", self._default_net_arch(policy))
-        if policy_kwargs["net_arch"] is None:
-            del policy_kwargs["net_arch"]
+        self.kernel_settings = None if kernel is None else self._read_kernel(kernel)
         self.replay_kernel = None
-        super().__init__(policy, env, policy_kwargs=policy_kwargs, **settings)  # type: ignore[arg-type]  # of the algorithm
+        super().__init__(policy, env, **{**self.defaults, **kwargs})  # type: ignore[arg-type]  # of the algorithm
 
     def set_parameters(
         self,
@@ -107,10 +103,24 @@ class KernelDeepQ(KernelOfPolicy):
             kernel.diagnostics.refresh_seconds.clear()
         super().dump_logs()
 
-    def _default_net_arch(self, policy: str | type[KernelPolicy]) -> list[int] | None:
-        """Two layers of 256 on vectors and dicts; none beyond ``NatureCNN``'s own on images, as in SB3."""
-        chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
-        return None if getattr(chosen, "reads_images", False) else [256, 256]
+    def _read_kernel(self, kernel: KernelConfig | Mapping[str, Any]) -> dict[str, Any]:
+        """Complete settings of the kernel."""
+        # Another head is refused later, for what it is and not for settings that it did not ask for.
+        other = isinstance(kernel, Mapping) and kernel.get("head", self.heads[0]) not in self.heads
+        return asdict(KernelConfig.read(kernel, None if other else self.kernel_defaults))
+
+    def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """With the algorithm's own kernel, and two layers of 256 on vectors and dicts.
+
+        On images there are none beyond ``NatureCNN``'s own, as in SB3.
+        """
+        arguments = super()._policy_arguments(given)
+        kernel = arguments.get("kernel") or self.kernel_defaults
+        if kernel:
+            arguments = {**arguments, "kernel": self._read_kernel(kernel)}
+        if getattr(self.policy_class, "reads_images", False):
+            return arguments
+        return {"net_arch": [256, 256], **arguments}
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 from agents.kernel_ddqn.policies import KernelDQNPolicy
 
@@ -27,36 +25,24 @@ class KernelQ(KernelDDQN):
     Args:
         policy: as in :class:`KernelDDQN`.
         env: as in :class:`KernelDDQN`.
-        kernel: settings of the kernel that differ from the defaults, :data:`KERNEL` among them; a
-            :class:`KernelConfig` is taken whole, and its head must be the network-free one.
-        **kwargs: as in :class:`KernelDDQN`, without those in :data:`GRADIENT_SETTINGS`.
+        **kwargs: as in :class:`KernelDDQN`, without those in :data:`GRADIENT_SETTINGS`; the kernel's other defaults are
+            :data:`KERNEL`, and its head must be the network-free one.
 
     Raises:
         ValueError: a setting of the gradient step was given, which this agent could not honour.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("network_free",)
+    kernel_defaults: ClassVar[dict[str, Any]] = KERNEL
 
-    def __init__(
-        self,
-        policy: str | type[KernelDQNPolicy],
-        env: GymEnv | str | None,
-        *,
-        kernel: KernelConfig | Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, policy: str | type[KernelDQNPolicy], env: GymEnv | str | None, **kwargs: Any) -> None:
         for name in GRADIENT_SETTINGS:
             if name in kwargs:
                 raise ValueError(
                     f"KernelQ takes no gradient steps, so {name}={kwargs[name]!r} has no meaning; leave it out"
                 )
         self._bad_transitions = 0
-        if kernel is None:
-            kernel = (kwargs.get("policy_kwargs") or {}).get("kernel")
-        # Another head is refused below, for what it is and not for settings that it did not ask for.
-        other = isinstance(kernel, Mapping) and kernel.get("head", KERNEL["head"]) != KERNEL["head"]
-        kernel = KernelConfig.read(kernel, None if other else KERNEL)
-        super().__init__(policy, env, kernel=kernel, **kwargs)
+        super().__init__(policy, env, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log.

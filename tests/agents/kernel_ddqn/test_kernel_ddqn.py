@@ -202,6 +202,20 @@ def test_a_saved_kernel_cannot_be_replaced(cls: Any, tmp_path: Path) -> None:
         cls.load(tmp_path / "model", kernel={"k": 8})
 
 
+@pytest.mark.parametrize("cls", [KernelDDQN, KernelQRDQN, KernelQ, DQK])
+@pytest.mark.parametrize("given", [{}, {"net_arch": [16]}, {"kernel": {"capacity": 9}}])
+def test_a_kernel_model_loads_with_the_arguments_that_it_was_made_with(cls: Any, given: Any, tmp_path: Path) -> None:
+    kernel = None if "kernel" in given else {"capacity": 9}
+    made = cls("MlpPolicy", "CartPole-v1", kernel=kernel, policy_kwargs=given, device="cpu")
+    made.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", device="cpu", policy_kwargs=given)
+    assert loaded.policy.kernel == made.policy.kernel
+    assert loaded.policy.kernel.capacity == 9
+    assert loaded.policy.net_arch == made.policy.net_arch
+    with pytest.raises(ValueError, match="do not equal the stored policy kwargs"):
+        cls.load(tmp_path / "model", device="cpu", policy_kwargs={"net_arch": [8]})
+
+
 def test_the_kernel_alone_takes_its_settings_from_the_policys_arguments_too() -> None:
     given = {"kernel": {"k": 8, "exploration_bonus": 0.0}}
     for cls in (KernelQ, KernelDDQN):

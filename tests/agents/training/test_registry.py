@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import DQK, DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
 from agents.common.schema import ConfigError
-from agents.kernel_ddqn import KernelConfig
 from agents.kernel_qrdqn import KernelQRDQN
 from agents.normalized_ppo import NormalizedPPO
 from agents.training.command_line import split_flags
@@ -177,7 +176,7 @@ def test_observations_that_are_no_vectors_are_not_normalised(space: spaces.Space
 def test_kernel_settings_reach_the_policy(agent: str) -> None:
     config = resolve(split_flags(["--agent", agent, *SMALL, "--kernel.k", "3", "--kernel.capacity", "50"]))
     model: Any = build_model(config, vec_env(VECTOR))
-    kernel = KernelConfig.from_mapping(model.policy_kwargs["kernel"])
+    kernel = model.policy.kernel
     assert (kernel.k, kernel.capacity, kernel.head) == (3, 50, AGENTS[agent].head)
 
 
