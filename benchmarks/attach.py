@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from shown_command import shown_command
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -24,10 +25,11 @@ from stable_baselines3.common.logger import configure
 from tasks import BUDGETS
 
 from agents import KernelDQNPolicy, attach_kernel_head
+from agents.common.atomic_save import atomic_write
 from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
-from agents.training.settings import resolve
+from agents.training.settings import dump_config, resolve
 from envs import make_env
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -58,7 +60,7 @@ class Attach:
     """Greedy episodes of each of the two evaluations, from the same starts."""
 
     models: Path = Path("runs/attach")
-    """Folder of the stopped models; those that lie there are used again."""
+    """Folder of the stopped models; those of the same settings and commit are used again."""
 
     name: str = "attach"
     """Name of the result files in benchmarks/results."""
@@ -90,16 +92,18 @@ class StopAt(BaseCallback):
         return self.num_timesteps < self.steps
 
 
-def stopped_model(settings: Attach, agent: str, env: str, seed: int) -> DQN:
-    """A model that was trained for a share of its budget, from its file where it lies there."""
+def stopped_model(settings: Attach, agent: str, env: str, seed: int, source: str | None) -> DQN:
+    """A model trained for a share of its budget, from its file where that is of these settings and this commit."""
     file = settings.models / agent / env / f"seed{seed}" / f"share{settings.share:g}.zip"
     config = resolve({"agent": [agent], "env": [env], "seed": [str(seed)], "device": ["cpu"]})
-    model = build_model(config, make_env(env, seed=seed))
+    model = build_model(config, make_env(env, n_envs=config.n_envs, seed=seed))
     assert isinstance(model, DQN)
-    if not file.exists():
+    origin, made = file.with_suffix(".yaml"), f"# commit {source}\n{dump_config(config)}"
+    if not file.exists() or not origin.exists() or origin.read_text(encoding="utf-8") != made:
         model.set_logger(configure(None, []))
         model.learn(config.total_timesteps, callback=StopAt(round(settings.share * config.total_timesteps)))
-        model.save(file)
+        atomic_write(file, model.save)
+        origin.write_text(made, encoding="utf-8")
     # As somebody would who saved a model earlier: a file holds no replay buffer.
     return type(model).load(file, device="cpu")
 
@@ -112,9 +116,9 @@ def greedy_return(model: BaseAlgorithm | KernelDQNPolicy, env: str, seed: int, e
     return mean
 
 
-def measure(settings: Attach, agent: str, env: str, seed: int) -> Row:
+def measure(settings: Attach, agent: str, env: str, seed: int, source: str | None) -> Row:
     """Evaluate, attach, evaluate."""
-    model = stopped_model(settings, agent, env, seed)
+    model = stopped_model(settings, agent, env, seed, source)
     before = greedy_return(model, env, seed, settings.episodes)
     copies = make_env(env, n_envs=COPIES, seed=seed)
     taken: list[int] = []
@@ -151,7 +155,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def write(settings: Attach, rows: Sequence[Row], source: str | None) -> None:
     """The table, and every model as a line of a CSV file."""
-    with (RESULTS / f"{settings.name}.csv").open("w", newline="") as file:
+    with (RESULTS / f"{settings.name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _rounded(value) for name, value in asdict(row).items()} for row in rows)
@@ -160,7 +164,7 @@ def write(settings: Attach, rows: Sequence[Row], source: str | None) -> None:
         "| environment | agent | trained for | before | after | difference ± s.e. | by seed | steps of attaching "
         "| seconds (most) | processor seconds |"
     )
-    command = " ".join(["python", "benchmarks/attach.py", *sys.argv[1:]])
+    command = shown_command("attach.py", sys.argv[1:])
     packages = ", ".join(f"{name} {number}" for name, number in versions().items() if number)
     lines = [
         f"# {settings.name}",
@@ -196,7 +200,7 @@ def main() -> None:
     for agent in settings.agents:
         for env_id in settings.envs:
             for seed in settings.seeds:
-                rows.append(measure(settings, agent, env_id, seed))
+                rows.append(measure(settings, agent, env_id, seed, source))
                 print(rows[-1], flush=True)
                 write(settings, rows, source)
 

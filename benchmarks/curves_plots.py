@@ -15,6 +15,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 BASELINE_COLOUR = "#777777"
@@ -25,15 +26,22 @@ SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "learning curves"}
 
 
 def plot_curves(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
-    """One panel per environment: interquartile mean over seeds with its band, and the threshold where there is one."""
+    """One panel per environment: interquartile mean over seeds with its band, and the threshold where there is one.
+
+    Of more variants than there are colours nobody could tell the curves apart, so none are drawn.
+    """
     envs, colours = environments(runs), colours_of(runs, baseline)
+    if len(colours) > 1 + len(COLOURS):
+        return
+    lines: dict[str, Line2D] = {}
     figure, panels = plt.subplots(1, len(envs), figsize=(4.2 * len(envs), 3.4), squeeze=False)
     for panel, env in zip(panels[0], envs, strict=True):
         for variant, colour in colours.items():
             if (env, variant) in runs:
                 group = runs[env, variant]
                 middle, low, high = curve_intervals(np.array([run.mean_returns for run in group]))
-                panel.plot(group[0].timesteps, middle, color=colour, label=f"{variant} ({len(group)} seeds)")
+                (line,) = panel.plot(group[0].timesteps, middle, color=colour)
+                lines.setdefault(variant, line)
                 panel.fill_between(group[0].timesteps, low, high, color=colour, alpha=0.15, linewidth=0)
         if env in tasks:
             panel.axhline(tasks[env].threshold, color="black", linewidth=0.7, linestyle=":")
@@ -43,18 +51,26 @@ def plot_curves(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         panel.grid(alpha=0.25)
     panels[0][0].set_ylabel("greedy return")
-    panels[0][0].legend(frameon=False)
+    names = [name for name in colours if name in lines]
+    columns = 3 * len(envs)
+    figure.legend(
+        [lines[name] for name in names],
+        [f"{name} ({_seeds(runs, name)} seeds)" for name in names],
+        loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, len(names)), frameon=False,
+    )  # fmt: skip
     save(figure, stem)
 
 
-def plot_intervals(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> bool:
-    """Normalised interquartile means and probabilities of improvement with their intervals.
+def _seeds(runs: Runs, variant: str) -> str:
+    """How many seeds a variant has, from the fewest to the most over environments."""
+    counts = sorted({len(group) for (_, name), group in runs.items() if name == variant})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
-    Returns:
-        Whether there was anything to aggregate.
-    """
+
+def plot_intervals(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
+    """Normalised interquartile means and probabilities of improvement with their intervals, if anything aggregates."""
     if not common_tasks(runs, tasks):
-        return False
+        return
     names, colours = variants(runs, baseline), colours_of(runs, baseline)
     figure, panels = plt.subplots(1, 4, figsize=(14, 1.2 + 0.4 * len(names)), sharey=True)
     for (name, measure), scores, chances in zip(MEASURES.items(), panels[::2], panels[1::2], strict=True):
@@ -69,7 +85,6 @@ def plot_intervals(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> bool:
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     save(figure, stem)
-    return True
 
 
 def interval_panel(panel: Axes, intervals: Sequence[Interval], colours: Sequence[str], first_row: int = 0) -> None:
@@ -93,5 +108,5 @@ def save(figure: Figure, stem: Path) -> None:
     for suffix in SUFFIXES:
         metadata = {"Date": None} if suffix == ".svg" else None
         with mpl.rc_context(SVG_STYLE):
-            figure.savefig(stem.with_name(stem.name + suffix), dpi=130, metadata=metadata)
+            figure.savefig(stem.with_name(stem.name + suffix), dpi=130, metadata=metadata, bbox_inches="tight")
     plt.close(figure)

@@ -72,11 +72,15 @@ def read_runs(folder: Path) -> Runs:
     """Every finished run of a grid, VARIANT/ENV/seedSEED below its folder.
 
     Raises:
-        ValueError: runs of one variant on one environment had different settings.
+        ValueError: runs of one variant on one environment had different settings, a file is no result, or it lies in
+            the folder of another seed.
     """
     runs: Runs = {}
     for file in sorted(folder.glob("*/**/seed*/result.json")):
-        run = _read(file, variant=file.relative_to(folder).parts[0])
+        variant, *_, seed_folder = file.parent.relative_to(folder).parts
+        run = _read(file, variant)
+        if seed_folder != f"seed{run.seed}":
+            raise ValueError(f"{file} is of seed {run.seed}, so that its folder should be seed{run.seed}; move it away")
         runs.setdefault((run.env, run.variant), []).append(run)
     for (env, variant), group in runs.items():
         group.sort(key=lambda run: run.seed)
@@ -95,21 +99,45 @@ def variants(runs: Runs, baseline: str) -> list[str]:
     return sorted({variant for _, variant in runs}, key=lambda variant: (variant != baseline, variant))
 
 
-def gaps(runs: Runs) -> list[str]:
-    """Cells that other variants or environments have and that have not finished here, in words."""
-    seeds = {run.seed for group in runs.values() for run in group}
+def gaps(runs: Runs, folder: Path) -> list[str]:
+    """Cells that have not finished and that others suggest, in words: every variant, environment and seed by another.
+
+    Args:
+        runs: the finished ones.
+        folder: where they lie; what began there and left no result counts as one that should have finished.
+    """
+    finished = {(env, variant, run.seed) for (env, variant), group in runs.items() for run in group}
+    envs, labels, seeds = (sorted(set(names)) for names in zip(*finished | _begun(folder), strict=True))
     missing = []
-    for env in environments(runs):
-        for variant in variants(runs, ""):
-            absent = seeds - {run.seed for run in runs.get((env, variant), [])}
+    for env in envs:
+        for variant in labels:
+            absent = [seed for seed in seeds if (env, variant, seed) not in finished]
             if absent:
-                missing.append(f"{variant} on {env}: seed {', '.join(map(str, sorted(absent)))}")
+                missing.append(f"{variant} on {env}: seed {', '.join(map(str, absent))}")
     return missing
 
 
+def _begun(folder: Path) -> set[tuple[str, str, int]]:
+    """Environment, variant and seed of runs that left a log or settings, and no result."""
+    begun = set()
+    for place in folder.glob("*/**/seed*"):
+        variant, *env, seed = place.relative_to(folder).parts
+        traces = [place / name for name in ("log.txt", "config.yaml")]
+        began = any(trace.exists() for trace in traces) and not (place / "result.json").exists()
+        if began and seed.removeprefix("seed").isdecimal():
+            begun.add(("/".join(env), variant, int(seed.removeprefix("seed"))))
+    return begun
+
+
 def _read(file: Path, variant: str) -> Run:
-    result = json.loads(file.read_text())
     settings = _settings(file.with_name("config.yaml"))
+    try:
+        return _of(json.loads(file.read_text()), settings, variant)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no result of train.py ({error!r}); remove it, and run the cell again") from error
+
+
+def _of(result: Mapping[str, Any], settings: Mapping[str, Any], variant: str) -> Run:
     seconds = result.get("eval_seconds")
     return Run(
         variant=variant,

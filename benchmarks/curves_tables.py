@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from curves_results import Run, Runs, environments, gaps, variants
+from curves_results import Run, Runs, environments, variants
 from statistics_of_curves import (
     Interval,
     Scores,
@@ -53,13 +53,15 @@ def strata(runs: Runs, tasks: Tasks, variant: str, measure: Measure) -> Strata:
     ]
 
 
-def markdown(runs: Runs, tasks: Tasks, name: str, baseline: str, commands: Sequence[str]) -> str:
-    """The report."""
+def markdown(
+    runs: Runs, tasks: Tasks, name: str, baseline: str, commands: Sequence[str], unfinished: Sequence[str]
+) -> str:
+    """The report; ``unfinished`` are cells without a result, in words."""
     parts = [
         f"# {name}",
         provenance(runs, commands),
         EXPLANATION.format(baseline=baseline).replace("\n", " "),
-        *(f"**Not finished:** {gap}." for gap in gaps(runs)),
+        *(f"**Not finished:** {gap}." for gap in unfinished),
         aggregate_section(runs, tasks, baseline),
         "## By environment",
         score_table(runs, baseline),
@@ -79,9 +81,15 @@ def provenance(runs: Runs, commands: Sequence[str]) -> str:
     """Commands, commits, machine and versions behind the runs."""
     every = [run for group in runs.values() for run in group]
     commits = ", ".join(sorted({str(run.commit)[:12] + "-dirty" * str(run.commit).endswith("-dirty") for run in every}))
-    versions = ", ".join(f"{name} {version}" for name, version in every[0].versions.items())
+    packages = dict.fromkeys(name for run in every for name in run.versions)
+    versions = ", ".join(f"{name} {_versions(every, name)}" for name in packages)
     shown = ", ".join(f"`{command}`" for command in commands) or "commands unknown"
     return f"{shown} · commit {commits} · {platform.machine()}, one thread per run · {versions}."
+
+
+def _versions(every: Sequence[Run], package: str) -> str:
+    """The version of a package, or all of them."""
+    return " and ".join(dict.fromkeys(str(run.versions.get(package)) for run in every))
 
 
 def aggregate_section(runs: Runs, tasks: Tasks, baseline: str) -> str:
@@ -231,7 +239,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         writer.writerows(rows)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from shown_command import shown_command
 from torch import Tensor
 
 from agents.training.provenance import commit, versions
@@ -173,7 +174,7 @@ def main() -> None:
         sys.exit("no accelerator: torch.cuda.is_available() is false, so nothing was measured")
     torch.manual_seed(0)
     report = {
-        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "command": shown_command("gpu.py", sys.argv[1:]),
         "commit": commit(),
         "device": torch.cuda.get_device_name() if work.device == "cuda" else work.device,
         "versions": {**versions(), "cuda": torch.version.cuda},

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import tyro
 from local_solve_timing import Times, interleave
+from shown_command import shown_command
 
 from agents.training.provenance import commit, versions
 from skrl import SparseKernel, compiling, functional
@@ -110,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     table = [
         "# gradients",
         "",
-        f"`{' '.join(['python benchmarks/gradients.py', *argv])}` · commit {commit()} · {platform.machine()}, "
+        f"`{shown_command('gradients.py', argv)}` · commit {commit()} · {platform.machine()}, "
         f"{settings.threads} thread(s) · {known}.",
         "",
         "Milliseconds of a forward and a backward pass in which supports, targets, lengthscale and ridge are learned, "
@@ -122,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
         "",
         f"Geometric mean of the ratios: {float(np.exp(np.log(ratios).mean())):.1f}.",
     ]
-    (settings.results / "gradients.md").write_text("\n".join(table) + "\n")
+    (settings.results / "gradients.md").write_text("\n".join(table) + "\n", encoding="utf-8")
     return 0
 
 

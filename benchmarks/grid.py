@@ -64,10 +64,13 @@ class Grid:
     """Run cells again that finished with other settings, in place of refusing."""
 
     print_commands: bool = False
-    """Print the commands of the unfinished cells, one a line, for a batch scheduler; run nothing."""
+    """Print the commands of the unfinished cells, one a line, for a batch scheduler; run and write nothing. Call
+    the grid again when they are done: it finds what is missing, and notes its own command for the report."""
 
     def __post_init__(self) -> None:
         """Refuse grids without cells and half an address."""
+        if not self.envs:
+            raise ConfigError("--envs names no environment; name one, or leave it out for the four of classic control")
         for name in ("seeds", "jobs", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must be at least 1")
@@ -80,7 +83,7 @@ class Grid:
         """Every cell, seed by seed, so that an interrupted study compares every variant on the same seeds.
 
         Raises:
-            ConfigError: a variant or a setting that `train.py` would refuse.
+            ConfigError: a variant, a setting or a budget that `train.py` would refuse.
         """
         agents = self.agents if self.agents or self.variants else AGENTS
         variants = read_variants(agents, self.variants)
@@ -92,7 +95,7 @@ class Grid:
             for variant in variants
         ]
         for cell in cells:
-            cell.config()
+            cell.check()
         return cells
 
     def _budgets(self) -> dict[str, Flags]:

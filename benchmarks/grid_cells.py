@@ -12,6 +12,7 @@ from grid_jobs import Job
 from grid_variants import Variant
 
 from agents.common.schema import ConfigError, to_plain
+from agents.training.budget import check_budget
 from agents.training.command_line import Flags, spelled
 from agents.training.config import RunConfig
 from agents.training.runs import RunFolder
@@ -63,8 +64,20 @@ class Cell:
         except ConfigError as error:
             raise ConfigError(f"{self.variant.label}: {error}") from error
 
+    def check(self) -> None:
+        """Refuse what `train.py` would refuse before it begins.
+
+        Raises:
+            ConfigError: the agent does not take a setting, or its budget is too small for it to learn anything.
+        """
+        config = self.config()
+        try:
+            check_budget(config)
+        except ConfigError as error:
+            raise ConfigError(f"{self.variant.label} on {self.env}: {error}") from error
+
     def job(self, *, force: bool = False) -> Job:
-        """The run as a command; with `force` it replaces one that has finished."""
+        """The run as a command; with `force` it replaces whatever lies there."""
         words = [word for name, values in self.flags.items() for word in (spelled(name), *values)]
         command = (sys.executable, str(ROOT / "train.py"), *words, *(["--force"] if force else []))
         return Job(self.name, command, self.run_folder.result, self.config().total_timesteps)

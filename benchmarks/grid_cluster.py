@@ -26,7 +26,7 @@ for module in (grid_jobs, sys.modules[__name__]):
 
 
 def run_on_cluster(jobs: Sequence[Job], scheduler: str) -> Iterator[Outcome]:
-    """Outcomes in the order in which they come.
+    """Connect, then yield outcomes in the order in which they come.
 
     Args:
         jobs: what to run, the first ones first.
@@ -35,7 +35,12 @@ def run_on_cluster(jobs: Sequence[Job], scheduler: str) -> Iterator[Outcome]:
     Raises:
         OSError: no scheduler answers there.
     """
-    with Client(scheduler, timeout=CONNECTION_SECONDS) as client:
+    # Not within the iterator: who asks for it is told at once that nobody answers.
+    return _outcomes(Client(scheduler, timeout=CONNECTION_SECONDS), jobs)
+
+
+def _outcomes(client: Client, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    with client:
         futures = {client.submit(_task(job), pure=False, retries=RETRIES): job for job in jobs}
         for future in as_completed(futures, raise_errors=False):
             yield _outcome(future, futures[future])

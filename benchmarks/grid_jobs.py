@@ -69,7 +69,8 @@ def _run(job: Job, held: tuple[int, ...]) -> str:
             check=False,
         )
     if done.returncode != 0:
-        return f"exit status {done.returncode}"
+        last = job.log.read_text(errors="replace").strip().splitlines()[-1:]
+        return ": ".join([f"exit status {done.returncode}", *last])
     return "" if job.result.exists() else f"finished without writing {job.result.name}"
 
 

@@ -19,6 +19,7 @@ from grid_cells import Cell
 from grid_jobs import ONE_THREAD, Job, Outcome
 from grid_progress import Progress
 from grid_workers import run_here
+from shown_command import shown_command
 
 from agents.common.schema import ConfigError
 
@@ -42,8 +43,9 @@ def run(grid: Grid, argv: Sequence[str]) -> int:
     stale = [cell for cell, state in zip(cells, states, strict=True) if state == "stale"]
     if stale and not grid.redo:
         raise ConfigError(stale_message(stale))
-    todo = [(cell, state) for cell, state in zip(cells, states, strict=True) if state != "finished"]
-    jobs = [cell.job(force=state == "stale") for cell, state in todo]
+    todo = [cell for cell, state in zip(cells, states, strict=True) if state != "finished"]
+    # Whatever lies in the folder of a cell without a result is of a run that was to be replaced.
+    jobs = [cell.job(force=grid.redo) for cell in todo]
     if grid.print_commands:
         threads = [f"{name}={value}" for name, value in ONE_THREAD.items()]
         print("\n".join(shlex.join(["env", *threads, *job.command]) for job in jobs))
@@ -61,6 +63,7 @@ def start(grid: Grid, jobs: Sequence[Job]) -> Iterator[Outcome]:
 
     Raises:
         ConfigError: dask is not installed.
+        OSError: no scheduler answers.
     """
     if grid.scheduler is None:
         return run_here(jobs, grid.jobs)
@@ -96,7 +99,7 @@ def stale_message(stale: Sequence[Cell]) -> str:
 
 def note_command(path: Path, argv: Sequence[str]) -> None:
     """Add the command to those that made the grid, once."""
-    line = shlex.join(["python", "benchmarks/learning_curves.py", *argv])
+    line = shown_command("learning_curves.py", argv)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.exists() else []
     if line not in lines:

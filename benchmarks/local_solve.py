@@ -36,11 +36,16 @@ GRADIENT_CELLS = {"batch": {32, 256}, "neighbors": {16, 64}, "points": {1_000, 1
 """Gradients are timed on this corner of the grid."""
 
 ACTING_THREADS = 1
+ACTING = ("head", "correction")
+"""What is timed of one acting query."""
+
 UNKNOWN = "unknown"
 """Commit of code that is no checkout."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 Work = tuple[str, Cell]
+Keys = set[tuple[object, ...]]
+"""What tells measurements apart, of those that are finished."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def is_missing(rival: type[Contender]) -> bool:
     return any(importlib.util.find_spec(name) is None for name in rival.requires)
 
 
-def jobs(grid: Grid, part: str, name: str, finished: set[object], code: str) -> list[tuple[Job, dict[str, str]]]:
+def jobs(grid: Grid, part: str, name: str, finished: Keys, code: str) -> list[tuple[Job, dict[str, str]]]:
     """The processes that a rival still needs in one part, each with its environment."""
     rival = RIVALS[part][name]
     todo = [
@@ -167,7 +172,7 @@ def kept(grid: Grid, code: str) -> list[Record]:
     return [record for record in records if (record.commit, record.threads) == (code, grid.threads_of(record.part))]
 
 
-def measure(grid: Grid, finished: set[object], code: str) -> tuple[list[str], bool]:
+def measure(grid: Grid, finished: Keys, code: str) -> tuple[list[str], bool]:
     """Start every process that is still needed; returns rivals that are not installed, and whether all ended well."""
     missing, ended_well = [], True
     wanted = [(part, name) for part in grid.parts for name in RIVALS.get(part, ()) if name in grid.rivals]
@@ -177,7 +182,7 @@ def measure(grid: Grid, finished: set[object], code: str) -> tuple[list[str], bo
             continue
         for job, environment in jobs(grid, part, name, finished, code):
             ended_well &= start(job, environment)
-    if "acting" in grid.parts and not any(key[0] == "acting" for key in finished):
+    if "acting" in grid.parts and not {("acting", name) for name in ACTING} <= {key[:2] for key in finished}:
         ended_well &= start(_job(grid, "acting", "bar", [], code), {})
     return sorted(set(missing)), ended_well
 
@@ -194,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = read(grid.csv)
     write(grid.csv, records)
     run = Run(tuple(arguments), code, grid.threads, load, len(earlier), tuple(missing))
-    grid.markdown.write_text(markdown(records, run))
+    grid.markdown.write_text(markdown(records, run), encoding="utf-8")
     wrong = sum(record.status != "ok" for record in records)
     print(f"{len(records)} records, {wrong} wrong, {time.perf_counter() - started:.0f} s: {grid.markdown}")
     for name in missing:

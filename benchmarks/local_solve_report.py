@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import exp, fsum, log
 
 from local_solve_records import Record
+from shown_command import shown_command
 
 DISTRIBUTIONS = ("torch", "numpy", "numba", "muygpys", "gpytorch", "faiss-cpu", "scikit-learn")
 
@@ -136,7 +137,7 @@ def markdown(records: Iterable[Record], run: Run) -> str:
 
 def _provenance(run: Run) -> str:
     versions = ", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS)
-    command = " ".join(["python benchmarks/local_solve.py", *run.arguments])
+    command = shown_command("local_solve.py", run.arguments)
     machine = f"{platform.machine()}, {_processor()}, threads: {run.threads}, load before the start: {run.load:.1f}"
     return f"`{command}` · commit {run.commit} · {machine} · Python {platform.python_version()}, {versions}."
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 from curves_plots import plot_curves, plot_intervals
-from curves_results import read_runs, variants
+from curves_results import gaps, read_runs, variants
 from curves_tables import markdown, write_evaluations, write_seeds
 from tasks import read_tasks
 
@@ -52,7 +52,7 @@ def write(report: Report) -> None:
     """Write every file and print the tables.
 
     Raises:
-        ValueError: there is no finished run, none of the baseline, or seeds with different settings.
+        ValueError: there is no finished run, none of the baseline, or one that cannot be read or compared.
     """
     tasks, runs = read_tasks(report.tasks), read_runs(report.folder)
     if not runs:
@@ -60,9 +60,10 @@ def write(report: Report) -> None:
     names = variants(runs, report.baseline)
     if report.baseline not in names:
         raise ValueError(f"no run of the baseline '{report.baseline}'; take another --baseline: {', '.join(names)}")
+    unfinished = gaps(runs, report.folder)
     commands = report.folder / "command.txt"
     lines = commands.read_text().splitlines() if commands.exists() else []
-    text = markdown(runs, tasks, report.name, report.baseline, lines)
+    text = markdown(runs, tasks, report.name, report.baseline, lines, unfinished)
     report.results.mkdir(parents=True, exist_ok=True)
     stem = report.results / report.name
     stem.with_name(f"{report.name}.md").write_text(text, encoding="utf-8")
@@ -70,7 +71,8 @@ def write(report: Report) -> None:
     write_seeds(runs, tasks, stem.with_name(f"{report.name}_seeds.csv"))
     plot_curves(runs, tasks, report.baseline, stem)
     plot_intervals(runs, tasks, report.baseline, stem.with_name(f"{report.name}_intervals"))
-    print(text)
+    # A terminal may lack a letter; the files have them all.
+    print(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from statistics import median
 import faiss
 import torch
 import tyro
+from shown_command import shown_command
 from torch import Tensor
 
 from agents.training.provenance import commit, versions
@@ -26,7 +27,6 @@ from skrl.search.approximate import HnswSearch, IvfSearch
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import NeighborSearch
 
-RESULTS = Path(__file__).resolve().parent / "results"
 QUERIES = 128
 """Queries of a large batch."""
 
@@ -52,6 +52,9 @@ class Settings:
 
     largest_set: int = 10_000_000
     """Entries of the feature matrix beyond which a set is left out: its inverted lists would take minutes too."""
+
+    results: Path = Path(__file__).resolve().parent / "results"
+    """Where search.json and search.md go; a trial belongs elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Time every search and write `results/search.json` and `results/search.md`."""
+    """Time every search and write the results."""
     settings = tyro.cli(Settings, description=__doc__)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
@@ -177,17 +180,18 @@ def main() -> None:
                 rows += measure(settings, data, dim, points)
                 print(*list(table(rows))[-len(builders(settings, points)) :], sep="\n", flush=True)
     report = {
-        "command": " ".join(["python", "benchmarks/search.py", *sys.argv[1:]]),
+        "command": shown_command("search.py", sys.argv[1:]),
         "commit": commit(),
         "machine": f"{platform.machine()}, processor time of one thread",
         "versions": {**versions(), "faiss": faiss.__version__},
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "results"},
         "searches": [repr(search) for search in (IvfSearch(), HnswSearch())],
         "results": [asdict(row) for row in rows],
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "search.json").write_text(json.dumps(report, indent=2) + "\n")
-    (RESULTS / "search.md").write_text("\n".join([*heading(report), *table(rows)]) + "\n")
+    settings.results.mkdir(parents=True, exist_ok=True)
+    (settings.results / "search.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    text = "\n".join([*heading(report), *table(rows)]) + "\n"
+    (settings.results / "search.md").write_text(text, encoding="utf-8")
 
 
 def heading(report: dict[str, object]) -> list[str]:

@@ -9,16 +9,20 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from shown_command import shown_command
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tasks import BUDGETS
 
+from agents.common.schema import ConfigError
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
 from agents.training.settings import resolve
@@ -26,8 +30,6 @@ from envs import make_env
 
 WARM_UP = 1500
 """Steps of the throw-away agents: enough for every loop of a refresh to have been called."""
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,20 @@ class StepTime:
     rounds: int = 10
     """Alternations between the two agents."""
 
+    results: Path = Path(__file__).resolve().parent / "results"
+    """Where step_time.json goes; a trial belongs elsewhere."""
+
 
 def make_model(agent: str, env: str) -> OffPolicyAlgorithm:
-    """The agent at its configured settings, silent."""
+    """The agent at its configured settings, silent.
+
+    Raises:
+        ConfigError: it learns from whole rollouts, so that a number of steps says nothing of its time.
+    """
     config = resolve({"agent": [agent], "env": [env], "device": ["cpu"]})
-    model = build_model(config, make_env(env, seed=0))
+    model = build_model(config, make_env(env, n_envs=config.n_envs, seed=0))
+    if not isinstance(model, OffPolicyAlgorithm):
+        raise ConfigError(f"{agent} learns from whole rollouts, not step by step; compare agents with a replay buffer")
     model.set_logger(configure(None, []))
     return model
 
@@ -69,10 +80,29 @@ def seconds_per_round(models: list[OffPolicyAlgorithm], steps: int, rounds: int)
     return seconds
 
 
-def main() -> None:
-    """Time every environment and write `results/step_time.json`."""
-    settings = tyro.cli(StepTime, description=__doc__)
+def main(argv: Sequence[str]) -> int:
+    """Time every environment and write the results; the exit status is 2 for agents that cannot be timed so."""
+    settings = tyro.cli(StepTime, description=__doc__, args=argv)
     torch.set_num_threads(1)
+    try:
+        rows = measure(settings)
+    except ConfigError as error:
+        print(f"step_time.py: {error}", file=sys.stderr)
+        return 2
+    report = {
+        "command": shown_command("step_time.py", argv),
+        "commit": commit(),
+        "machine": f"{platform.machine()}, one thread",
+        "versions": versions(),
+        "results": rows,
+    }
+    settings.results.mkdir(parents=True, exist_ok=True)
+    (settings.results / "step_time.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(settings: StepTime) -> dict[str, dict[str, Any]]:
+    """Milliseconds of a step of both agents, and their ratio, by environment."""
     rows = {}
     for env in settings.envs:
         # Throw-away agents first: the compiled loops are translated once per installation, not once per step.
@@ -89,16 +119,8 @@ def main() -> None:
             "ratio_by_round": np.round(seconds[:, 0] / seconds[:, 1], 2).tolist(),
         }
         print(f"{env}: {mine:.2f} ms against {theirs:.2f} ms a step, ratio {mine / theirs:.2f}", flush=True)
-    report = {
-        "command": " ".join(["python", "benchmarks/step_time.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": f"{platform.machine()}, one thread",
-        "versions": versions(),
-        "results": rows,
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "step_time.json").write_text(json.dumps(report, indent=2) + "\n")
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
+from shown_command import shown_command
 from sklearn import datasets
 from torch import Tensor
 
 from agents.training.provenance import commit, versions
 from skrl import ExactSearch, make_kernel, neighbor_lengthscale, sparse_kernel, tune
 from skrl.tuning.probes import Probes
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 Row = dict[str, Any]
 
@@ -53,6 +52,9 @@ class Tuning:
 
     repeats: int = 5
     """Timings, of which the median counts."""
+
+    results: Path = Path(__file__).resolve().parent / "results"
+    """Where tuning.json and tuning.md go; a trial belongs elsewhere."""
 
 
 class Points(NamedTuple):
@@ -212,11 +214,11 @@ others choose) and λ = 0.01.
 
 
 def main() -> None:
-    """Compare on every set and write `results/tuning.json` and `results/tuning.md`."""
+    """Compare on every set and write the results."""
     settings = tyro.cli(Tuning, description=__doc__)
     torch.set_num_threads(1)
     provenance = {
-        "command": " ".join(["python", "benchmarks/tuning.py", *sys.argv[1:]]),
+        "command": shown_command("tuning.py", sys.argv[1:]),
         "commit": commit(),
         "machine": f"{platform.machine()}, one thread",
     }
@@ -227,15 +229,16 @@ def main() -> None:
         rows[name] = compare(name, settings)
         print(table({name: rows[name]}), flush=True)
     results = {"versions": versions() | {"scikit-learn": version("scikit-learn")}, "sets": rows, "speeds": large}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "tuning.json").write_text(json.dumps(provenance | results, indent=2) + "\n")
+    settings.results.mkdir(parents=True, exist_ok=True)
+    file = settings.results / "tuning.json"
+    file.write_text(json.dumps(provenance | results, indent=2) + "\n", encoding="utf-8")
     lines = [
         f"| {row['points']} | {row['dim']} | {', '.join(f'{name}={value}' for name, value in row['keywords'].items())} "
         f"| {row['seconds']:.3f} |"
         for row in large
     ]
     text = REPORT.format(**provenance, **vars(settings), errors=table(rows), speeds="\n".join(lines))
-    (RESULTS / "tuning.md").write_text(text)
+    (settings.results / "tuning.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

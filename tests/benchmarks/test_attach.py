@@ -13,17 +13,23 @@ from attach import Attach, Row, measure, stopped_model, summary, write
 
 def test_a_model_is_stopped_at_its_share_and_kept(tmp_path: Path) -> None:
     settings = Attach(share=0.06, models=tmp_path)
-    model = stopped_model(settings, "ddqn", "CartPole-v1", seed=3)
+    model = stopped_model(settings, "ddqn", "CartPole-v1", seed=3, source="abc")
     assert model.num_timesteps == 600
     assert model.exploration_rate == pytest.approx(1.0 - 0.95 * 0.06 / 0.12, abs=0.01)
     file = tmp_path / "ddqn" / "CartPole-v1" / "seed3" / "share0.06.zip"
     written = file.stat().st_mtime_ns
-    assert stopped_model(settings, "ddqn", "CartPole-v1", seed=3).num_timesteps == 600
+    assert stopped_model(settings, "ddqn", "CartPole-v1", seed=3, source="abc").num_timesteps == 600
     assert file.stat().st_mtime_ns == written
+    # One of other code, or that was never finished, is made anew.
+    stopped_model(settings, "ddqn", "CartPole-v1", seed=3, source="def")
+    assert file.stat().st_mtime_ns > written
+    assert [path.name for path in sorted(file.parent.iterdir())] == ["share0.06.yaml", file.name]
 
 
 def test_a_row_holds_both_returns_and_what_they_cost(tmp_path: Path) -> None:
-    row = measure(Attach(share=0.06, steps=300, episodes=3, models=tmp_path), "ddqn", "CartPole-v1", seed=0)
+    row = measure(
+        Attach(share=0.06, steps=300, episodes=3, models=tmp_path), "ddqn", "CartPole-v1", seed=0, source=None
+    )
     assert row.trained_steps == 600
     assert row.attach_steps >= 300
     assert 8.0 < row.before < 500.0

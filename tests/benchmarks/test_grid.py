@@ -84,14 +84,14 @@ def test_budgets_and_overrides_have_their_order() -> None:
         agents=("ddqn", "long=ddqn,total_timesteps=900"),
         envs=("CartPole-v1", "Acrobot-v1"),
         seeds=1,
-        total_timesteps=500,
+        total_timesteps=600,
         budgets=("Acrobot-v1=700",),
         overrides=("gamma=0.9",),
         eval_episodes=3,
     )
     configs = {(cell.variant.label, cell.env): cell.config() for cell in grid.cells()}
     assert {key: config.total_timesteps for key, config in configs.items()} == {
-        ("ddqn", "CartPole-v1"): 500,
+        ("ddqn", "CartPole-v1"): 600,
         ("ddqn", "Acrobot-v1"): 700,
         ("long", "CartPole-v1"): 900,
         ("long", "Acrobot-v1"): 900,
@@ -105,6 +105,8 @@ def test_budgets_and_overrides_have_their_order() -> None:
     ("words", "message"),
     [
         (["--seeds", "0"], "--seeds is 0"),
+        (["--envs"], "--envs names no environment"),
+        (["--total-timesteps", "300"], "the first update of ddqn comes after learning_starts 500"),
         (["--agents", "kernel_dqn"], "did you mean 'kernel_ddqn'"),
         (["--overrides", "kernel.k=3"], "agent 'ddqn' does not use 'kernel.k'"),
         (["--overrides", "gamma"], "'gamma' is no NAME=VALUE"),
@@ -136,7 +138,9 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
     assert learning_curves.main([*words, *quick]) == 1
     output = capsys.readouterr()
     good, bad = folder / "ddqn" / "Chain-v0" / "seed0", folder / "ddqn" / "NoSuch-v0" / "seed0"
-    assert output.err == f"failed: ddqn NoSuch-v0 seed 0: exit status 2; see {bad / 'log.txt'}\n"
+    failed = "failed: ddqn NoSuch-v0 seed 0: exit status 2: train.py: unknown environment 'NoSuch-v0'"
+    assert output.err.startswith(failed)
+    assert output.err.endswith(f"; see {bad / 'log.txt'}\n")
     assert "NoSuch" in (bad / "log.txt").read_text()
     assert "cells: 2, of which finished before: 0" in output.out
     assert "[2/2]" in output.out
@@ -194,9 +198,36 @@ def test_redo_replaces_the_result(
     assert cell.run_folder.result.read_text() == "{}"
 
 
+def test_an_interrupted_redo_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its results are gone, and settings that nobody can read lie where the runs belong."""
+    (cell,) = Grid(agents=("ddqn",), envs=("Chain-v0",), seeds=1, folder=tmp_path).cells()
+    cell.run_folder.path.mkdir(parents=True)
+    cell.run_folder.config.write_text("agent: ddqn\nno_such_setting: 1\n")
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "--seeds", "1", "--folder", str(tmp_path)]
+    quick = ["--total-timesteps", "60", "--eval-episodes", "1", "--overrides", "learning_starts=20"]
+    assert learning_curves.main([*words, *quick, "--redo"]) == 0, capsys.readouterr().err
+    assert cell.run_folder.result.exists()
+
+
+def test_nothing_is_removed_before_somebody_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_cluster = pytest.importorskip("grid_cluster", reason="needs the extra `cluster`")
+    monkeypatch.setattr(grid_cluster, "CONNECTION_SECONDS", 0.2)
+    (cell,) = Grid(agents=("ddqn",), envs=("Chain-v0",), seeds=1, folder=tmp_path).cells()
+    cell.run_folder.path.mkdir(parents=True)
+    cell.run_folder.result.write_text("old")
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "--seeds", "1", "--folder", str(tmp_path), "--redo"]
+    assert learning_curves.main([*words, "--backend", "dask", "--scheduler", "tcp://127.0.0.1:9"]) == 2
+    assert "127.0.0.1:9" in capsys.readouterr().err
+    assert cell.run_folder.result.read_text() == "old"
+    assert not (tmp_path / "command.txt").exists()
+
+
 def test_jobs_that_leave_no_result_have_failed(tmp_path: Path) -> None:
     assert run_job(script_job(tmp_path / "none", "pass")).failure == "finished without writing result.json"
-    assert run_job(script_job(tmp_path / "bad", "import sys; print('why'); sys.exit(3)")).failure == "exit status 3"
+    bad = script_job(tmp_path / "bad", "import sys; print('why'); sys.exit(3)")
+    assert run_job(bad).failure == "exit status 3: why"
     assert (tmp_path / "bad" / "log.txt").read_text() == "why\n"
     (tmp_path / "file").write_text("")
     assert "file" in run_job(script_job(tmp_path / "file", "pass")).failure

@@ -261,6 +261,17 @@ def test_the_command_measures_once(
     assert local_solve.main(words) == 1
 
 
+def test_half_an_acting_query_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Job] = []
+    monkeypatch.setattr(local_solve, "start", lambda job, environment: started.append(job) or True)
+    records = measure_acting(rounds=1, commit="abc")
+    assert {record.rival for record in records} == set(local_solve.ACTING)
+    grid = local_solve.Grid(parts=("acting",))
+    for finished, starts in ((records, 0), (records[:1], 1), ([], 2)):
+        assert local_solve.measure(grid, {record.key for record in finished}, "abc") == ([], True)
+        assert [job.part for job in started] == ["acting"] * starts
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,10 +137,67 @@ def test_figures_are_drawn_and_repeat(finished: Path) -> None:
     names = {"made.png", "made.svg", "made_intervals.png", "made_intervals.svg"}
     first = {name: (results / name).read_bytes() for name in names}
     assert all(len(content) > 2_000 for content in first.values())
-    assert b"fast (2 seeds)" in first["made.svg"]
+    # ddqn is missing in the first panel.
+    assert all(f"{name} (2 seeds)".encode() in first["made.svg"] for name in ("ddqn", "fast"))
     assert b"P(better than ddqn)" in first["made_intervals.svg"]
     assert run(finished) == 0
     assert {name: (results / name).read_bytes() for name in names} == first
+
+
+def test_more_variants_than_colours_draw_no_curves(write_run: WriteRun, grid: Path) -> None:
+    for index in range(11):
+        write_run(f"v{index}", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
+    write_run("v0", "CartPole-v1", 1, [1.0, 2.0, 3.0], 3.0)
+    assert run(grid, "--baseline", "v0") == 0
+    assert (grid.parent / "results" / "made.svg").exists()
+    write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
+    assert run(grid, "--name", "more") == 0
+    assert (grid.parent / "results" / "more_intervals.svg").exists()
+    assert not (grid.parent / "results" / "more.svg").exists()
+
+
+def test_what_began_and_did_not_finish_is_told(finished: Path) -> None:
+    for variant, env, seed, file in (("slow", "CartPole-v1", 0, "log.txt"), ("fast", "ALE/Pong-v5", 2, "config.yaml")):
+        folder = finished / variant / env / f"seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / file).write_text("")
+    assert run(finished) == 0
+    text = (finished.parent / "results" / "made.md").read_text()
+    assert "**Not finished:** slow on CartPole-v1: seed 0, 1, 2." in text
+    assert "**Not finished:** fast on ALE/Pong-v5: seed 2." in text
+
+
+def test_versions_are_those_of_every_run(write_run: WriteRun, grid: Path) -> None:
+    write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, versions={"torch": "2.13"})
+    write_run("ddqn", "CartPole-v1", 1, [1.0, 2.0, 3.0], 3.0, versions={"torch": "2.10", "numpy": "2"})
+    assert run(grid) == 0
+    assert "torch 2.13 and 2.10, numpy None and 2." in (grid.parent / "results" / "made.md").read_text()
+
+
+def test_files_that_are_no_results_are_named(
+    write_run: WriteRun, grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
+    shutil.copytree(folder, folder.with_name("seed0_old"))
+    assert run(grid) == 2
+    assert "seed0_old/result.json is of seed 0, so that its folder should be seed0" in capsys.readouterr().err
+    shutil.rmtree(folder.with_name("seed0_old"))
+    for content in ("{", "{}", "[]"):
+        (folder / "result.json").write_text(content)
+        assert run(grid) == 2
+        assert "seed0/result.json is no result of train.py" in capsys.readouterr().err
+
+
+def test_a_terminal_without_the_letters_is_no_error(finished: Path) -> None:
+    words = ["--folder", str(finished), "--results", str(finished.parent / "results")]
+    done = subprocess.run(
+        [sys.executable, str(Path(report.__file__)), *words],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"| fast |" in done.stdout
 
 
 def test_results_without_seconds_are_read(write_run: WriteRun, grid: Path) -> None:

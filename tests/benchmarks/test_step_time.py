@@ -1,0 +1,33 @@
+"""The timing of a training step: what it writes, and agents that it cannot time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import step_time
+
+
+def test_a_timing_is_a_ratio_of_what_both_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_time, "WARM_UP", 10)
+    words = ["--envs", "CartPole-v1", "--share", "0.01", "--rounds", "2", "--agent", "kernel_q"]
+    assert step_time.main([*words, "--results", str(tmp_path / "my results")]) == 0
+    report = json.loads((tmp_path / "my results" / "step_time.json").read_text())
+    assert report["command"].startswith("python benchmarks/step_time.py --envs CartPole-v1 --share 0.01")
+    assert report["command"].endswith(f"--results '{tmp_path / 'my results'}'")
+    row = report["results"]["CartPole-v1"]
+    assert row["steps"] == 100
+    assert row["ratio"] == pytest.approx(row["kernel_q_ms_per_step"] / row["ddqn_ms_per_step"], rel=0.1)
+    assert len(row["ratio_by_round"]) == 2
+
+
+def test_agents_that_learn_from_rollouts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--envs", "CartPole-v1", "--agent", "kernel_ppo", "--baseline", "ppo", "--results", str(tmp_path)]
+    assert step_time.main(words) == 2
+    assert "kernel_ppo learns from whole rollouts" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
