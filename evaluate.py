@@ -20,7 +20,7 @@ except ImportError as error:
 import torch
 from gymnasium.error import DependencyNotInstalled
 
-from agents.common.schema import ConfigError, Range, construct
+from agents.common.schema import ConfigError, Range, Seed, construct
 from agents.training.command_line import nest_flags, print_help, split_flags
 from agents.training.evaluation import FINAL_SEED_OFFSET, evaluate_greedily, evaluation_copies
 from agents.training.registry import present_device
@@ -46,7 +46,7 @@ class EvaluateOptions:
     checkpoint: Checkpoint = "final"
     """Which model: final, at the end of training, or best, at the highest evaluation during training."""
 
-    seed: Annotated[int, Range(least=0)] | None = None
+    seed: Seed | None = None
     """Seed of the episodes; None for those of the run's own final evaluation."""
 
     device: str | None = None

@@ -14,6 +14,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import nn
+from typing_extensions import Self
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.named_runs import NamedRuns
@@ -77,6 +78,20 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         self.normalize = normalize
         super().__init__(policy, env, *args, **kwargs)
 
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load as SB3 does.
+
+        Raises:
+            ValueError: ``normalize`` is given; a policy has learned from scaled observations or from others.
+        """
+        if "normalize" in kwargs:
+            raise ValueError(
+                f"normalize is {kwargs['normalize']!r}, but a saved {cls.__name__} knows what its policy learned from; "
+                "leave it out"
+            )
+        return super().load(*args, **kwargs)
+
     def get_env(self) -> VecEnv | None:
         """The environment without its normalisation."""
         return self.env.venv if self.normalize and isinstance(self.env, VecNormalize) else self.env
@@ -118,8 +133,8 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         if self.normalize:
             if not can_normalize(self.observation_space):
                 raise ValueError(
-                    f"{type(self).__name__} normalises vectors, but the environment has {self.observation_space}; "
-                    "give normalize=False"
+                    f"{type(self).__name__} normalises vectors of floating-point numbers, but the environment has "
+                    f"{self.observation_space}; give normalize=False"
                 )
             assert self.observation_space.shape is not None
             self.observation_statistics = ObservationStatistics(self.observation_space.shape)
@@ -145,8 +160,11 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
 
 
 def can_normalize(space: spaces.Space[Any]) -> bool:
-    """Whether observations are vectors (or matrices) of numbers, but no images."""
-    return isinstance(space, spaces.Box) and not is_image_space(space)
+    """Whether observations are vectors (or matrices) of floating-point numbers.
+
+    SB3 stores what the policy saw in the type of the space, which would cut scaled counts and flags to integers.
+    """
+    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and not is_image_space(space)
 
 
 def _numbers(running: RunningMeanStd) -> dict[str, Any]:

@@ -162,3 +162,23 @@ class ReplayView:
         else:
             chosen = stored[row, env]
         return obs_as_tensor(self.buffer._normalize_obs(chosen, self.vec_normalize), self.buffer.device)
+
+
+def check_returns(model: OffPolicyAlgorithm) -> None:
+    """Make sure that SB3's own update learns from the n-step returns that the kernel regresses.
+
+    Raises:
+        ValueError: the replay buffer sums other rewards than the model's ``n_steps`` and ``gamma`` say.
+    """
+    buffer = model.replay_buffer
+    summed, gamma = (buffer.n_steps, buffer.gamma) if isinstance(buffer, NStepReplayBuffer) else (1, model.gamma)
+    if summed != model.n_steps:
+        raise ValueError(
+            f"n_steps is {model.n_steps}, but SB3's update learns from a {type(buffer).__name__} that sums {summed}; "
+            f"leave replay_buffer_class out, or give n_steps={summed} too"
+        )
+    if gamma != model.gamma:
+        raise ValueError(
+            f"gamma is {model.gamma}, but the {type(buffer).__name__} discounts its sums by {gamma}; "
+            "leave replay_buffer_class out, or give both the same"
+        )

@@ -47,6 +47,9 @@ class Range:
 
 Count = Annotated[int, Range(least=1)]
 NonNegative = Annotated[int, Range(least=0)]
+Seed = Annotated[int, Range(least=0, most=4_000_000_000)]
+"""Below 2³², where numpy's end, with room for the seeds that copies and evaluations derive from it."""
+
 NonNegativeReal = Annotated[float, Range(least=0.0)]
 Positive = Annotated[float, Range(above=0.0)]
 Fraction = Annotated[float, Range(least=0.0, most=1.0)]

@@ -91,7 +91,7 @@ class ActionKernel:
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.transitions: Transitions | None = None
-        self.steps_at_rebuild, self.steps_at_rebase = 0, 0
+        self.steps_at_rebuild, self.updates_at_rebase = 0, 0
         self.leave_one_out_error = torch.zeros((), device=device)
         self.refresh_seconds = 0.0
 
@@ -126,8 +126,9 @@ class ActionKernel:
         next_actions: NextActions,
         entropy_weight: Tensor | float,
         num_timesteps: int,
+        updates: int,
     ) -> None:
-        """Choose supports anew, renew their residuals, or do nothing, by the environment steps since the last time.
+        """Choose supports anew, renew their residuals, or do nothing, by the steps since the last time.
 
         Args:
             view: the replay buffer.
@@ -135,10 +136,11 @@ class ActionKernel:
             next_actions: the policy that targets follow.
             entropy_weight: α, by which targets count the entropy of that policy.
             num_timesteps: environment steps so far.
+            updates: gradient steps so far.
         """
         since_rebuild = num_timesteps - self.steps_at_rebuild
         rebuilds = self.transitions is None or since_rebuild >= self.config.refresh_interval or since_rebuild < 0
-        if not rebuilds and 0 <= num_timesteps - self.steps_at_rebase < self.config.rebase_interval:
+        if not rebuilds and 0 <= updates - self.updates_at_rebase < self.config.rebase_interval:
             return
         started = time.perf_counter()
         if rebuilds:
@@ -146,7 +148,7 @@ class ActionKernel:
             self.steps_at_rebuild = num_timesteps
         assert self.transitions is not None
         self._rebase(self.transitions, values, entropy_weight)
-        self.steps_at_rebase = num_timesteps
+        self.updates_at_rebase = updates
         if rebuilds:
             self.leave_one_out_error = self.lengthscale.judge()
         self.refresh_seconds = time.perf_counter() - started

@@ -23,4 +23,4 @@ class ActionKernelConfig(RegressionConfig):
     """Environment steps between two choices of supports."""
 
     rebase_interval: Count = 50
-    """Environment steps between two renewals of the residuals; target networks move all the time."""
+    """Gradient steps between two renewals of the residuals, for the target networks move with each."""

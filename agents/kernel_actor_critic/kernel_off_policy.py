@@ -18,7 +18,7 @@ from agents.common.atomic_save import AtomicSave
 from agents.common.cut_at_reset import CutAtReset
 from agents.common.derived_settings import DerivedSettings
 from agents.common.named_runs import NamedRuns
-from agents.common.replay_view import ReplayView
+from agents.common.replay_view import ReplayView, check_returns
 from agents.kernel_actor_critic.action_kernel import ActionKernel
 from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from agents.kernel_actor_critic.corrected_critic import CorrectedCritic
@@ -34,7 +34,8 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
         **kwargs: as for the algorithm.
 
     Raises:
-        ValueError: the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say).
+        ValueError: the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say), or sums other n-step
+            returns than asked for.
     """
 
     kernel: dict[str, Any]
@@ -65,13 +66,25 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as for the algorithm."""
+        check_returns(self)
+        # Target critics move with every gradient step, and residuals follow them within a long round as well.
+        interval = self.action_kernel.config.rebase_interval
+        for start in range(0, gradient_steps, interval):
+            self._refresh()
+            super().train(min(interval, gradient_steps - start), batch_size)
+
+    def _refresh(self) -> None:
         view = ReplayView.of(self)
         # A model that was loaded without its buffer would regress on the handful of transitions since.
         if view.size >= min(self.learning_starts + 1, view.capacity):
             self.action_kernel.refresh(
-                view, self.critic_target.smallest, self._next_actions, self._entropy_weight(), self.num_timesteps
+                view,
+                self.critic_target.smallest,
+                self._next_actions,
+                self._entropy_weight(),
+                self.num_timesteps,
+                self._n_updates,
             )
-        super().train(gradient_steps, batch_size)
 
     def dump_logs(self) -> None:
         """Write SB3's log and the ``kernel/`` scalars."""
@@ -82,6 +95,7 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
     def _create_aliases(self) -> None:
         super()._create_aliases()  # type: ignore[misc]  # both algorithms have it
         ReplayView.of(self)  # refuses a buffer that cannot be read so
+        check_returns(self)
         self.action_kernel = ActionKernel(
             self.observation_space,
             get_action_dim(self.action_space),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -160,6 +161,9 @@ def _from_buffer(
         model.observation_space, model.action_space, lambda _: 0.0, kernel=config, **policy_arguments(model)
     ).to(model.device)
     copy_network(model, policy)
+    # A buffer of another model may put what it reads elsewhere.
+    buffer = copy.copy(buffer)
+    buffer.device = model.device
     view = ReplayView(buffer, n_steps, model.gamma, model.get_vec_normalize_env())
     _renew(ReplayKernel(policy.q_net, policy.q_net_target, view, np.random.default_rng(seed)))
     return policy

@@ -22,7 +22,7 @@ class Experience:
 
     Args:
         model: the agent that acts; its policy is the caller's to change.
-        limit: environment steps after which an episode is cut, so that one without end ends.
+        limit: steps of its own after which an episode is cut, so that one without end ends.
         seed: of the environment at every measurement, so that all begin in the same states.
     """
 
@@ -68,7 +68,7 @@ class Experience:
         """Returns of the first episodes of every copy, :data:`EPISODES` or more together."""
         wanted = -(-EPISODES // self.env.num_envs)
         returns: list[list[float]] = [[] for _ in range(self.env.num_envs)]
-        running, end = np.zeros(self.env.num_envs), self.steps + self.limit
+        running, end = np.zeros(self.env.num_envs), self.steps + self.limit * self.env.num_envs
         self._reset()
         while min(map(len, returns)) < wanted and self.steps < end:
             rewards, dones = self._step(greedy=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.common.replay_view import ReplayView
+from agents.common.replay_view import ReplayView, check_returns
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from skrl.value_heads import NetworkFreeHead
@@ -22,8 +21,8 @@ class LiveKernel(ReplayKernel):
         rng: source of every random choice.
 
     Raises:
-        ValueError: the head knows no network, the replay buffer cannot be read by slot, or it sums no n-step returns
-            although the model is asked for them.
+        ValueError: the head knows no network, the replay buffer cannot be read by slot, or it sums other n-step returns
+            than the model is asked for.
     """
 
     def __init__(self, model: OffPolicyAlgorithm, rng: np.random.Generator) -> None:
@@ -55,16 +54,3 @@ class LiveKernel(ReplayKernel):
     def _target_updates(self) -> int:
         model: Any = self.model  # DQN and QRDQN count alike, though no class of SB3 says so
         return int(model._n_calls // max(model.target_update_interval // model.n_envs, 1))
-
-
-def check_returns(model: OffPolicyAlgorithm) -> None:
-    """Make sure that SB3's update learns from the n-step returns that the kernel regresses.
-
-    Raises:
-        ValueError: a buffer was given that sums no rewards.
-    """
-    if model.n_steps > 1 and not isinstance(model.replay_buffer, NStepReplayBuffer):
-        raise ValueError(
-            f"n_steps is {model.n_steps}, but a {type(model.replay_buffer).__name__} sums no rewards for SB3's update; "
-            "leave replay_buffer_class out, or give n_steps=1"
-        )

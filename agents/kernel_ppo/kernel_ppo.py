@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from agents.common.observations import joined
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import RolloutCritic
+from agents.kernel_ppo.time_limits import Cuts, TimeLimits
 from agents.normalized_ppo import NormalizedPPO
 
 
@@ -54,15 +58,36 @@ class KernelPPO(NormalizedPPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect as PPO does, then correct advantages and value targets; False where a callback stopped it."""
-        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+        limits = TimeLimits(env)
+        if not super().collect_rollouts(limits, callback, rollout_buffer, n_rollout_steps):
             return False
         assert self._last_obs is not None
         last_observations = obs_as_tensor(self._last_obs, self.device)
         dones = np.asarray(self._last_episode_starts, dtype=np.bool_)
-        self.critic.correct(rollout_buffer, self.policy.predict_values, last_observations, dones, _reward_scale(env))
+        self.critic.correct(
+            rollout_buffer, self.policy.predict_values, last_observations, dones, _reward_scale(env), self._cuts(limits)
+        )
         for name, value in self.critic.scalars.items():
             self.logger.record(f"kernel/{name}", value)
         return True
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take over parameters as SB3 does; returns of the old policy are forgotten."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self.critic.forget()
+
+    def _cuts(self, limits: TimeLimits) -> Cuts | None:
+        """Where time limits cut episodes of the last rollout, for the critic."""
+        if not limits.found:
+            return None
+        rows, copies, last = zip(*limits.found, strict=True)
+        observations = [self.policy.obs_to_tensor(observation)[0] for observation in last]
+        return Cuts(np.array(rows), np.array(copies), functools.reduce(joined, observations))
 
     def _setup_model(self) -> None:
         super()._setup_model()

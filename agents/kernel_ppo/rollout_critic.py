@@ -20,6 +20,7 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts, joined, take
 from agents.kernel_ppo.critic_config import CriticConfig
+from agents.kernel_ppo.time_limits import Cuts
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_weights import LocalWeights
@@ -78,6 +79,10 @@ class RolloutCritic:
         self.episodes = 0
         self.scalars: dict[str, float] = {}
 
+    def forget(self) -> None:
+        """Drop what is remembered of earlier rollouts."""
+        self.remembered = None
+
     @torch.no_grad()
     def correct(
         self,
@@ -86,6 +91,7 @@ class RolloutCritic:
         last_observations: PyTorchObs,
         last_dones: npt.NDArray[np.bool_],
         reward_scale: float = 1.0,
+        cuts: Cuts | None = None,
     ) -> None:
         """Recompute advantages and value targets of a full rollout; its values stay the network's.
 
@@ -95,9 +101,10 @@ class RolloutCritic:
             last_observations: where the rollout ended, one per environment.
             last_dones: whether an episode ended there, [E].
             reward_scale: what rewards are divided by at present; remembered returns follow when it changes.
+            cuts: where a time limit cut episodes; their last rewards contain γ m already, and γ R is added to them.
         """
         started = time.perf_counter()
-        values, own_lambda = buffer.values.copy(), buffer.gae_lambda
+        values, rewards, own_lambda = buffer.values.copy(), buffer.rewards.copy(), buffer.gae_lambda
         rollout = self._rollout(buffer)
         known = self._with_remembered(rollout, reward_scale)
         old = len(known.returns) - values.size
@@ -109,25 +116,34 @@ class RolloutCritic:
         self.lengthscale.apply()
         prior = in_parts(network, supports, CHUNK).view(chosen.shape)
         local = [self.head.localise(self.feature_map.standardise(part)) for part in torch.split(raw[old:], CHUNK)]
-        last_local = self.head.localise(self.feature_map(last_observations))
         last_values = network(last_observations).flatten()
-        last_folds = rollout.folds.view(values.shape)[-1]
-        corrections, last_corrections = torch.zeros_like(rollout.returns), torch.zeros_like(last_values)
+        folds = rollout.folds.view(values.shape)
+        ends, end_folds = last_observations, folds[-1]
+        if cuts is not None:
+            ends, end_folds = joined(ends, cuts.observations), torch.cat([end_folds, folds[cuts.rows, cuts.copies]])
+        end_local = self.head.localise(self.feature_map(ends))
+
+        def compute_returns(corrections: Float[Tensor, " states"], at_ends: Float[Tensor, " ends"]) -> None:
+            buffer.values = values + corrections.view(values.shape).cpu().numpy()
+            at_last, at_cuts = at_ends[: len(last_values)], at_ends[len(last_values) :]
+            if cuts is not None:
+                buffer.rewards = rewards.copy()
+                buffer.rewards[cuts.rows, cuts.copies] += buffer.gamma * at_cuts.cpu().numpy()
+            buffer.compute_returns_and_advantage(last_values + at_last, last_dones)
+
+        corrections, at_ends = torch.zeros_like(rollout.returns), torch.zeros(len(end_folds), device=self.device)
         buffer.gae_lambda = self.config.trace_decay
         for _ in range(self.config.sweeps):
-            buffer.values = values + corrections.view(values.shape).cpu().numpy()
-            buffer.compute_returns_and_advantage(last_values + last_corrections, last_dones)
+            compute_returns(corrections, at_ends)
             known.returns[old:] = torch.from_numpy(buffer.returns.reshape(-1)).to(self.device)
             self.head.write_targets(known.returns[chosen] - prior)
-            corrections = self._read(local, rollout.folds)
-            last_corrections = self._read([last_local], last_folds)
+            corrections, at_ends = self._read(local, rollout.folds), self._read([end_local], end_folds)
         # Up to here each fold has seen its own rewards alone, and from here each is valued by the other.
-        corrections, last_corrections = self._read(local, 1 - rollout.folds), self._read([last_local], 1 - last_folds)
-        buffer.values = values + corrections.view(values.shape).cpu().numpy()
-        self._describe(buffer, values, local)
+        corrections, at_ends = self._read(local, 1 - rollout.folds), self._read([end_local], 1 - end_folds)
+        self._describe(buffer, values, values + corrections.view(values.shape).cpu().numpy(), local)
         buffer.gae_lambda = own_lambda
-        buffer.compute_returns_and_advantage(last_values + last_corrections, last_dones)
-        buffer.values = values
+        compute_returns(corrections, at_ends)
+        buffer.values, buffer.rewards = values, rewards
         kept = chosen[self.head.memory.mask]
         self.remembered = Remembered(take(known.observations, kept), known.returns[kept], known.folds[kept])
         self.scalars["refresh_ms"] = 1e3 * (time.perf_counter() - started)
@@ -183,11 +199,18 @@ class RolloutCritic:
         both = torch.cat([self.head.read(part) for part in local], dim=1)
         return both.gather(0, folds.unsqueeze(0)).squeeze(0)
 
-    def _describe(self, buffer: RolloutBuffer, network: npt.NDArray[np.float32], local: list[LocalWeights]) -> None:
+    def _describe(
+        self,
+        buffer: RolloutBuffer,
+        network: npt.NDArray[np.float32],
+        corrected: npt.NDArray[np.float32],
+        local: list[LocalWeights],
+    ) -> None:
+        """How much of the returns both kinds of values knew, [T, E]."""
         self.scalars = {
             **head_scalars(self.head),
             "leave_one_out_error": float(self.lengthscale.judge()),
             "variance_mean": float(torch.cat([part.variance for part in local], dim=1).mean()),
-            "explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
+            "explained_variance": float(explained_variance(corrected.flatten(), buffer.returns.flatten())),
             "explained_variance_of_network": float(explained_variance(network.flatten(), buffer.returns.flatten())),
         }

@@ -15,10 +15,11 @@ from agents.common.cut_at_reset import CutAtReset
 from agents.common.derived_settings import DerivedSettings
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
+from agents.common.replay_view import check_returns
 from agents.kernel_ddqn.kernel_ddqn import DEFAULTS as KERNEL_DDQN
 from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
-from agents.kernel_ddqn.live_kernel import LiveKernel, check_returns
+from agents.kernel_ddqn.live_kernel import LiveKernel
 from agents.kernel_qrdqn.policies import KernelQRDQNCnnPolicy, KernelQRDQNMultiInputPolicy, KernelQRDQNPolicy
 
 DEFAULTS: dict[str, Any] = {

@@ -14,6 +14,7 @@ from agents.common.schema import (
     Positive,
     PositiveFraction,
     Range,
+    Seed,
     coerce_mapping,
 )
 from agents.dqk.perturbation_config import PerturbationConfig
@@ -41,7 +42,7 @@ class RunConfig:
     total_timesteps: Count = 10_000
     """Environment steps to learn from."""
 
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Seed of environments, network and exploration; evaluations derive theirs from it."""
 
     run_dir: str | None = None
@@ -203,6 +204,9 @@ class PPOConfig(NetworkConfig):
 
     n_steps: Count = 2048
     """Environment steps in a rollout, per copy of the environment."""
+
+    batch_size: Annotated[int, Range(least=2)] = 64
+    """Steps of a rollout in a gradient step; PPO scales advantages within these."""
 
     n_epochs: Count = 10
     """Passes over a rollout."""

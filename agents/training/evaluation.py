@@ -133,7 +133,7 @@ class PeriodicEvaluation(BaseCallback):
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
             raise NonFiniteError(
                 f"stopped at step {self.num_timesteps}: the network's parameters are not finite. "
-                f"{type(self.model).__name__} does not skip bad updates; ddqn and the kernel agents do"
+                f"{type(self.model).__name__} does not skip bad updates; ddqn, kernel_ddqn and dqk do"
             )
         evaluation = evaluate_greedily(self.model, self.eval_env, self.episodes, self.seed)
         if not self.mean_returns or evaluation.mean > self.best_mean_return:

@@ -125,7 +125,9 @@ def _checked(spec: AgentSpec, values: Mapping[str, Any], source: str, *, command
     hints = leaf_types(spec.config)
     try:
         if isinstance(values.get("kernel"), Mapping):
-            values = {**values, "kernel": upgraded(values["kernel"])}
+            # Files may be older than the names of today; a command line is not.
+            kernel = upgraded(values["kernel"])
+            values = values if command_line else {**values, "kernel": kernel}
         for name in values:
             if not command_line and is_command_line_only(hints.get(name)):
                 raise ConfigError(f"'{name}' belongs on the command line (--{name}), not into a file")

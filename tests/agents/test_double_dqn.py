@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.logger import configure
 
 from agents import DoubleDQN, KernelDDQN, KernelQ
@@ -255,6 +256,30 @@ def test_a_bad_update_leaves_the_size_of_errors_alone(tmp_path) -> None:
 def test_an_impossible_threshold_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"huber_threshold is .* 0 is SB3's loss"):
         DoubleDQN("MlpPolicy", "CartPole-v1", huber_threshold=value, **SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore:`n_steps=3` is ignored")
+def test_the_replay_buffer_is_saved_as_it_was_asked_for(tmp_path) -> None:
+    given = {"handle_timeout_termination": False}
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SETTINGS, n_steps=3, replay_buffer_kwargs=given)
+    assert model.replay_buffer.n_steps == 3
+    model.save(tmp_path / "model")
+    assert given == {"handle_timeout_termination": False}
+    for n_steps in (1, 2):
+        buffer = DoubleDQN.load(tmp_path / "model", n_steps=n_steps).replay_buffer
+        assert getattr(buffer, "n_steps", 1) == n_steps
+        assert not buffer.handle_timeout_termination
+    own = {"n_steps": 5, "gamma": 0.9}
+    model = DoubleDQN(
+        "MlpPolicy",
+        "CartPole-v1",
+        **SETTINGS,
+        n_steps=3,
+        replay_buffer_class=NStepReplayBuffer,
+        replay_buffer_kwargs=own,
+    )
+    model.save(tmp_path / "model")
+    assert DoubleDQN.load(tmp_path / "model").replay_buffer.n_steps == model.replay_buffer.n_steps == 5
 
 
 def test_a_model_loads_with_the_arguments_that_it_was_made_with(tmp_path) -> None:

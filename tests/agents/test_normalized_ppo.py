@@ -107,3 +107,14 @@ def test_what_cannot_be_normalised_is_refused_with_advice() -> None:
         NormalizedPPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), **SMALL)
     assert can_normalize(gym.make("CartPole-v1").observation_space)
     assert not can_normalize(spaces.Box(0, 255, (36, 36, 1), np.uint8))
+    # A rollout would store what is left of -0.7 and 1.3 in these types.
+    assert not can_normalize(spaces.Box(0, 1, (10, 10, 4), np.bool_))
+    assert not can_normalize(spaces.Box(-3, 3, (2,), np.int64))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_saved_model_cannot_be_loaded_otherwise_normalised(normalize, tmp_path) -> None:
+    NormalizedPPO("MlpPolicy", "CartPole-v1", normalize=normalize, **SMALL).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"normalize is False, but a saved NormalizedPPO knows .* leave it out"):
+        NormalizedPPO.load(tmp_path / "model", normalize=False)
+    assert NormalizedPPO.load(tmp_path / "model").normalize is normalize

@@ -40,6 +40,11 @@ def test_what_is_gone_is_said_to_be(tmp_path: Path) -> None:
         resolve({"agent": ["kernel_ddqn"], "env": ["CartPole-v1"], "kernel.backup": ["trajectory"]})
 
 
+def test_a_command_line_is_of_today() -> None:
+    with pytest.raises(ConfigError, match=r"kernel.backup is 'n_step'; did you mean"):
+        resolve({"agent": ["kernel_ddqn"], "env": ["CartPole-v1"], "kernel.backup": ["n_step"]})
+
+
 def test_the_critics_own_traces_stay() -> None:
     config = resolve({"agent": ["kernel_ppo"], "env": ["CartPole-v1"], "kernel.trace_decay": ["0.5"]})
     assert config.kernel.trace_decay == 0.5

@@ -47,14 +47,14 @@ DONE = torch.tensor([[0.5], [-0.5], [0.0]])
 def test_corrections_approach_what_the_critics_miss() -> None:
     kernel = make()
     assert torch.equal(kernel.correction(QUERIES, DONE), torch.zeros(3, 1))
-    kernel.refresh(view(), zero, resting, 0.0, 400)
+    kernel.refresh(view(), zero, resting, 0.0, 400, 400)
     expected = QUERIES[:, :1] + 2 * DONE
     assert torch.allclose(kernel.correction(QUERIES, DONE), expected, atol=0.3)
 
 
 def test_critics_that_are_right_are_left_alone() -> None:
     kernel = make()
-    kernel.refresh(view(), lambda states, actions: states[:, 0] + 2 * actions[:, 0], resting, 0.0, 400)
+    kernel.refresh(view(), lambda states, actions: states[:, 0] + 2 * actions[:, 0], resting, 0.0, 400, 400)
     assert kernel.correction(QUERIES, DONE).abs().max() < 1e-4
 
 
@@ -64,7 +64,7 @@ def test_values_are_backed_up_through_the_kernel() -> None:
     for sweeps in (1, 2, 3):
         kernel = make(sweeps=sweeps, ridge=1.0)
         drawn = lambda states: (torch.zeros(len(states), 1), torch.ones(len(states)))  # noqa: E731
-        kernel.refresh(view(ends=False), zero, drawn, -1.0, 400)
+        kernel.refresh(view(ends=False), zero, drawn, -1.0, 400, 400)
         values.append(float(kernel.head.memory.targets.mean()))
     reward = float(view().buffer.rewards[:400].mean())
     assert values[0] == pytest.approx(reward + 0.9, abs=1e-3)
@@ -74,25 +74,25 @@ def test_values_are_backed_up_through_the_kernel() -> None:
 
 def test_residuals_follow_moving_critics_between_choices_of_supports() -> None:
     kernel, replay = make(refresh_interval=500, rebase_interval=50), view()
-    kernel.refresh(replay, zero, resting, 0.0, 400)
+    kernel.refresh(replay, zero, resting, 0.0, 400, 400)
     supports = kernel.head.memory.features.clone()
     moved = lambda states, actions: torch.full((len(actions),), 5.0)  # noqa: E731
     before = kernel.correction(QUERIES, DONE)
-    kernel.refresh(replay, moved, resting, 0.0, 440)
+    kernel.refresh(replay, moved, resting, 0.0, 440, 440)
     assert torch.equal(kernel.correction(QUERIES, DONE), before)  # too early
-    kernel.refresh(replay, moved, resting, 0.0, 450)
+    kernel.refresh(replay, moved, resting, 0.0, 450, 450)
     assert torch.allclose(kernel.correction(QUERIES, DONE), before - 5.0, atol=0.6)  # the ridge keeps a little back
     assert torch.equal(kernel.head.memory.features, supports)
     replay.buffer.observations[:400] += 1.0
-    kernel.refresh(replay, moved, resting, 0.0, 900)
+    kernel.refresh(replay, moved, resting, 0.0, 900, 900)
     assert kernel.steps_at_rebuild == 900
 
 
 def test_a_bad_transition_is_no_support_and_harms_no_other() -> None:
     clean, spoilt = make(), make()
     replay = view()
-    clean.refresh(replay, zero, resting, 0.0, 400)
+    clean.refresh(replay, zero, resting, 0.0, 400, 400)
     replay.buffer.rewards[7], replay.buffer.observations[9] = np.nan, np.inf
-    spoilt.refresh(replay, zero, resting, 0.0, 400)
+    spoilt.refresh(replay, zero, resting, 0.0, 400, 400)
     assert spoilt.head.memory.targets.isfinite().all()
     assert torch.allclose(spoilt.correction(QUERIES, DONE), clean.correction(QUERIES, DONE), atol=0.3)

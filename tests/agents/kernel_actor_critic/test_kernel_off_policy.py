@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from agents import ActionKernelConfig, CriticConfig, KernelSAC, KernelTD3
 from agents.common.schema import ConfigError
+from agents.kernel_actor_critic.action_kernel import ActionKernel
 
 SMALL: dict[str, Any] = {
     "learning_starts": 40,
@@ -95,6 +97,35 @@ def test_several_environments_and_n_step_returns(cls, twin, tmp_path) -> None:
     for tag in ("supports", "lengthscale", "residual_abs_mean", "variance_mean", "leave_one_out_error", "refresh_ms"):
         assert f"kernel/{tag}" in header
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_residuals_follow_the_target_critics_within_a_long_round(cls, monkeypatch) -> None:
+    rebased = []
+    rebase = ActionKernel._rebase
+    monkeypatch.setattr(ActionKernel, "_rebase", lambda self, *given: (rebased.append(1), rebase(self, *given)))
+    kernel = {**KERNEL, "refresh_interval": 1000, "rebase_interval": 20}
+    model = make(cls, kernel=kernel, train_freq=(50, "step"), gradient_steps=45).learn(150)
+    assert model._n_updates == 3 * 45
+    # A round has parts of 20, 20 and 5: after 0, 20, 40 updates, 65, 85, and 110, 130.
+    assert len(rebased) == 7
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+@pytest.mark.filterwarnings("ignore:`n_steps=3` is ignored")
+def test_returns_of_kernel_and_update_are_the_same(cls) -> None:
+    buffer: dict[str, Any] = {"replay_buffer_class": NStepReplayBuffer}
+    with pytest.raises(ValueError, match="n_steps is 1, but SB3's update learns from a NStepReplayBuffer that sums 5"):
+        make(cls, **buffer, replay_buffer_kwargs={"n_steps": 5, "gamma": 0.99})
+    with pytest.raises(ValueError, match="n_steps is 3, but SB3's update learns from a ReplayBuffer that sums 1"):
+        make(cls, n_steps=3, replay_buffer_class=ReplayBuffer)
+    with pytest.raises(ValueError, match=r"gamma is 0\.99, but the NStepReplayBuffer discounts its sums by 0\.9"):
+        make(cls, n_steps=3, **buffer, replay_buffer_kwargs={"n_steps": 3, "gamma": 0.9})
+    make(cls, n_steps=3, **buffer, replay_buffer_kwargs={"n_steps": 3, "gamma": 0.99})
+    model = make(cls, n_steps=3)
+    model.replay_buffer = make(cls).replay_buffer
+    with pytest.raises(ValueError, match="leave replay_buffer_class out, or give n_steps=1 too"):
+        model.learn(60)
 
 
 @pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])

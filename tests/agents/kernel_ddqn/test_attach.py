@@ -59,6 +59,37 @@ def _random_steps(env: gym.Env, count: int) -> ReplayBuffer:
     return buffer
 
 
+class LateReward(gym.Env):
+    """Pays at step 150 and ends at 200."""
+
+    observation_space, action_space = spaces.Box(0, 1, (1,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.full(1, self.steps / 200, np.float32), 100.0 * (self.steps == 150), self.steps == 200, False, {}
+
+
+@pytest.mark.parametrize("copies", [1, 5])
+def test_episodes_shorter_than_the_steps_are_not_cut(copies) -> None:
+    model = DQN("MlpPolicy", LateReward(), **SETTINGS)
+    reports = []
+    env = DummyVecEnv([LateReward] * copies)
+    attach_kernel_head(model, env, 200, kernel=KERNEL, seed=0, report=lambda *given: reports.append(given))
+    assert [mean_return for _, mean_return in reports] == [100.0] * len(reports)
+
+
+def test_a_buffer_of_another_device_is_read_on_the_models() -> None:
+    buffer = _random_steps(gym.make("Chain-v0", n_states=5), 200)
+    buffer.device = "meta"
+    policy = attach_kernel_head(_chain_model(), buffer, kernel=KERNEL, seed=0)
+    assert int(policy.q_net.head.memory.mask.sum()) > 100
+    assert buffer.device == "meta"
+
+
 def _states(count: int = 5) -> torch.Tensor:
     return torch.eye(count)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from agents.common.schema import ConfigError
 from agents.kernel_ppo import CriticConfig, KernelPPO
 from agents.kernel_ppo.kernel_ppo import _reward_scale
 from agents.kernel_ppo.rollout_critic import RolloutCritic
+from agents.kernel_ppo.time_limits import Cuts
 
 SPACE = spaces.Box(-3.0, 3.0, (2,))
 STEPS, EXACT = 40, {"trace_decay": 1.0, "capacity": 400}
@@ -145,6 +147,78 @@ def test_advantages_are_those_of_the_corrected_values() -> None:
     for step in reversed(range(STEPS)):
         expected[step] = errors[step] + (0.5 * 0.8 * expected[step + 1] if step + 1 < STEPS else 0.0)
     assert np.allclose(buffer.advantages, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 5])
+def test_a_cut_episode_is_valued_beyond_its_cut(n_envs) -> None:
+    """Episodes of several steps, cut in states that the rollout holds elsewhere, so that their values are known."""
+    buffer = rollout(n_envs, gamma=0.5)
+    buffer.gae_lambda = 0.0
+    buffer.episode_starts[:] = 0.0
+    buffer.episode_starts[[0, 20]] = 1.0
+    rows, copies = np.array([19] * n_envs), np.arange(n_envs)
+    # Of the episode before the cut, hence of its fold.
+    cuts = Cuts(rows, copies, torch.from_numpy(buffer.observations[7, copies]))
+    kept, judge = buffer.rewards.copy(), critic()
+    judge.correct(buffer, nothing, torch.zeros(n_envs, 2), np.ones(n_envs, dtype=bool), cuts=cuts)
+    values = buffer.returns - buffer.advantages
+    expected = kept[19] + 0.5 * values[7] - values[19]
+    assert np.abs(values[7]).min() > 0.01
+    assert np.allclose(buffer.advantages[19], expected, atol=1e-4)
+    assert np.array_equal(buffer.rewards, kept)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_time_limits_are_noted_as_the_policy_sees_them(normalize, monkeypatch) -> None:
+    class Counter(gym.Env):
+        """Observes how many steps it took."""
+
+        observation_space, action_space = spaces.Dict({"steps": spaces.Box(0, 9, (1,))}), spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            self.steps = 0
+            return {"steps": np.zeros(1, np.float32)}, {}
+
+        def step(self, action):
+            self.steps += 1
+            return {"steps": np.full(1, self.steps, np.float32)}, 1.0, self.steps == 5 and bool(action), False, {}
+
+    def make() -> gym.Env:
+        env = Counter()
+        return gym.wrappers.TimeLimit(gym.wrappers.FlattenObservation(env) if normalize else env, 5)
+
+    found = []
+    correct = RolloutCritic.correct
+    monkeypatch.setattr(
+        RolloutCritic,
+        "correct",
+        lambda self, *given: (found.append((given[0].actions.copy(), given[5])), correct(self, *given)),
+    )
+    policy = "MlpPolicy" if normalize else "MultiInputPolicy"
+    model = KernelPPO(policy, make_vec_env(make, 3), n_steps=10, batch_size=30, seed=0, normalize=normalize)
+    model.learn(30)
+    ((actions, cuts),) = found
+    ended = np.argwhere(actions[[4, 9], :, 0] == 0)  # with action 1 the last step is an end of its own
+    assert 0 < len(ended) < 6
+    assert sorted(zip(cuts.rows.tolist(), cuts.copies.tolist(), strict=True)) == sorted(
+        (4 + 5 * row, copy) for row, copy in ended.tolist()
+    )
+    if normalize:
+        assert (cuts.observations.abs() < 10).all()
+        assert (cuts.observations > 0).all()
+    else:
+        assert cuts.observations["steps"].tolist() == [[5.0]] * len(ended)
+
+
+def test_other_parameters_begin_without_the_returns_of_the_old_policy() -> None:
+    one, other = (
+        KernelPPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, seed=seed, device="cpu").learn(32)
+        for seed in (0, 1)
+    )
+    assert one.critic.remembered is not None
+    one.set_parameters(other.get_parameters(), device="cpu")
+    assert one.critic.remembered is None
+    one.learn(32, reset_num_timesteps=False)
 
 
 def test_memory_stays_within_its_capacity_and_balanced() -> None:

@@ -126,7 +126,7 @@ def test_a_buffer_that_goes_by_between_two_rebuilds_is_read_anew() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*is ignored because a custom")  # SB3 says so too, and goes on
 def test_a_buffer_that_sums_no_rewards_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"n_steps is 3, but a ReplayBuffer sums no rewards"):
+    with pytest.raises(ValueError, match=r"n_steps is 3, but SB3's update learns from a ReplayBuffer that sums 1"):
         KernelQRDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=ReplayBuffer)
     with pytest.raises(ConfigError, match="kernel is a str"):
         KernelQRDQN("MlpPolicy", "CartPole-v1", kernel="residual")

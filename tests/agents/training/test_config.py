@@ -176,6 +176,17 @@ def test_every_budget_holds_a_rollout(agent: str, env_id: str) -> None:
         check_budget(dataclasses.replace(config, total_timesteps=config.n_steps * config.n_envs - 1))
 
 
+def test_what_sb3_and_numpy_refuse_by_an_assertion_is_refused_in_words() -> None:
+    for agent, words, message in (
+        ("ddqn", ["--seed", "5000000000"], "seed is 5000000000, but must be at least 0 and at most 4e"),
+        ("ppo", ["--batch-size", "1"], "batch_size is 1, but must be at least 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            from_words("--agent", agent, *words)
+    with pytest.raises(ConfigError, match=r"a rollout of ppo must hold at least 2 steps, .* raise --n-steps"):
+        check_budget(from_words("--agent", "ppo", "--n-steps", "1", "--n-envs", "1"))
+
+
 @pytest.mark.parametrize(("agent", "twin"), [("kernel_ppo", "ppo"), ("kernel_sac", "sac"), ("kernel_td3", "td3")])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "Pendulum-v1", "BipedalWalker-v3", "Other-v0"])
 def test_a_kernel_agent_has_the_settings_of_its_twin(agent: str, twin: str, env_id: str) -> None:
