@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 BASELINE_COLOUR = "#777777"
 COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#4d7c0f", "#4338ca", "#000000")
 SUFFIXES = (".png", ".svg")
-SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "learning curves"}
+SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "learning curves"}
 """Text stays text, and the same runs give the same file."""
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -76,13 +77,17 @@ def median_ms(call: Callable[[], object], work: Workload) -> float:
             call()
             seconds.append(time.perf_counter() - started)
         return 1e3 * statistics.median(seconds)
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(work.rounds)]
+    events: list[list[Any]] = [[_event() for _ in range(2)] for _ in range(work.rounds)]
     for start, end in events:
         start.record()
         call()
         end.record()
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
+    return float(statistics.median(start.elapsed_time(end) for start, end in events))
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def peak_mib(call: Callable[[], object], work: Workload) -> float | None:

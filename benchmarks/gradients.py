@@ -74,7 +74,7 @@ def timed(shape: Shape, rounds: int, seconds: float) -> Times:
 
     def side(is_compiled: bool) -> Callable[[int], float]:
         def call(_: int) -> float:
-            functional.carries_gradients = lambda kernel, points: is_compiled
+            functional.carries_gradients = lambda kernel, points: is_compiled  # type: ignore[attr-defined]  # imported there
             module.zero_grad()
             module(queries).square().mean().backward()
             return 0.0

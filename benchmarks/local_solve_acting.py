@@ -36,7 +36,7 @@ def measure(rounds: int, commit: str) -> list[Record]:
     records = []
     for name, call in calls.items():
         with torch.no_grad():
-            found = torch.cat([call(query) for query in queries.split(1)])
+            found = torch.cat([call(query) for query in torch.split(queries, 1)])
             error = distance({"mean": found.numpy()}, expected, np.ones(len(queries), dtype=bool))
             microseconds = 1e6 * _seconds(call, queries, rounds)
         records.append(
@@ -87,7 +87,7 @@ def _dense_corrections(head: ResidualHead, queries: torch.Tensor) -> np.ndarray:
 
 def _seconds(call: Callable[[torch.Tensor], torch.Tensor], queries: torch.Tensor, rounds: int) -> float:
     """Median over the rounds of the mean seconds of a call, another query each time."""
-    batches = queries.split(1)
+    batches = torch.split(queries, 1)
     samples = []
     for _ in range(rounds):
         started = time.perf_counter()

@@ -117,6 +117,7 @@ class OurGradient(TorchContender):
         """Gradients in queries and features."""
         queries = queries.detach().requires_grad_()
         prediction = self.module.predict(queries)
+        assert self.module.features is not None
         return torch.autograd.grad(prediction.mean.sum() + prediction.variance.sum(), [queries, self.module.features])
 
     def answer(self, output: tuple[Tensor, ...]) -> Answer:

@@ -136,10 +136,8 @@ def _answers(contender: Contender, batches: list[np.ndarray], chosen: np.ndarray
         seconds = time.perf_counter() - started + contender.missing_seconds
         answer = contender.answer(output)
         parts.append({name: value if name in WHOLE else value[chosen] for name, value in answer.items()})
-    merged = {
-        name: sum(part[name] for part in parts) if name in WHOLE else np.concatenate([part[name] for part in parts])
-        for name in parts[0]
-    }
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    merged = {name: np.sum(each, axis=0) if name in WHOLE else np.concatenate(each) for name, each in columns.items()}
     return merged, seconds
 
 

@@ -96,9 +96,9 @@ class MuyGPySGradient(MuyGPySTorch):
     def __call__(self, queries: Tensor) -> tuple[Tensor, ...]:
         """Gradients in queries and features."""
         indices, _ = self.search.get_nns(np.asarray(queries))
-        leaves = [queries.detach().requires_grad_(), self.features.detach().requires_grad_()]
-        mean, variance = self._posterior(*leaves, indices)
-        return torch.autograd.grad(mean.sum() + variance.sum(), leaves)
+        query, feature = queries.detach().requires_grad_(), self.features.detach().requires_grad_()
+        mean, variance = self._posterior(query, feature, indices)
+        return torch.autograd.grad(mean.sum() + variance.sum(), [query, feature])
 
     def answer(self, output: tuple[Tensor, ...]) -> Answer:
         """Gradients, [B, d] and [M, d]."""
@@ -114,7 +114,7 @@ class GPyTorch(TorchContender):
         """Build the search's norms and one model, whose training data every call replaces."""
         import gpytorch
 
-        class Process(gpytorch.models.ExactGP):
+        class Process(gpytorch.models.ExactGP):  # type: ignore[misc]  # without types
             def __init__(self, likelihood: Any) -> None:
                 super().__init__(None, None, likelihood)
                 self.mean_module = gpytorch.means.ZeroMean()
@@ -133,7 +133,7 @@ class GPyTorch(TorchContender):
         self.model.covar_module.lengthscale = settings.lengthscale
 
     @torch.no_grad()
-    def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, queries: Tensor) -> tuple[Tensor, ...]:
         """Mean and variance."""
         return self._posterior(queries, self.features, self._nearest(queries))
 
@@ -149,7 +149,7 @@ class GPyTorch(TorchContender):
             posterior = self.model(queries.unsqueeze(1))
             return posterior.mean, posterior.variance
 
-    def answer(self, output: tuple[Tensor, Tensor]) -> Answer:
+    def answer(self, output: tuple[Tensor, ...]) -> Answer:
         """Mean [B, 1] and variance [B]."""
         return {"mean": output[0].numpy(), "variance": output[1].squeeze(-1).numpy()}
 
@@ -160,9 +160,9 @@ class GPyTorchGradient(GPyTorch):
     def __call__(self, queries: Tensor) -> tuple[Tensor, ...]:
         """Gradients in queries and features."""
         indices = self._nearest(queries)
-        leaves = [queries.detach().requires_grad_(), self.features.detach().requires_grad_()]
-        mean, variance = self._posterior(*leaves, indices)
-        return torch.autograd.grad(mean.sum() + variance.sum(), leaves)
+        query, feature = queries.detach().requires_grad_(), self.features.detach().requires_grad_()
+        mean, variance = self._posterior(query, feature, indices)
+        return torch.autograd.grad(mean.sum() + variance.sum(), [query, feature])
 
     def answer(self, output: tuple[Tensor, ...]) -> Answer:
         """Gradients, [B, d] and [M, d]."""

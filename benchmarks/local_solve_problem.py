@@ -69,7 +69,7 @@ class Nearest:
 
     def separated(self, k: int) -> np.ndarray:
         """Queries whose k-th and (k + 1)-th neighbours no float32 search confuses, [n]."""
-        return self.squared[:, k] - self.squared[:, k - 1] > SEPARATION * self.scale[:, k]
+        return np.asarray(self.squared[:, k] - self.squared[:, k - 1] > SEPARATION * self.scale[:, k])
 
 
 class Problem:
@@ -153,7 +153,7 @@ class Problem:
 def matern32(scaled: np.ndarray) -> np.ndarray:
     """κ(r) = (1 + √3 r) exp(−√3 r) of scaled distances, any shape."""
     root = np.sqrt(3.0) * scaled
-    return (1.0 + root) * np.exp(-root)
+    return np.asarray((1.0 + root) * np.exp(-root))
 
 
 def distance(answer: Answer, expected: Answer, rows: np.ndarray) -> float | None:

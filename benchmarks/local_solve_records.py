@@ -67,6 +67,12 @@ class Record:
         return Cell(self.batch, self.neighbors, self.points, self.dim)
 
     @property
+    def measured_ratio(self) -> float:
+        """The ratio of a record that was timed."""
+        assert self.ratio is not None
+        return self.ratio
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What makes two records the same measurement."""
         return self.part, self.rival, self.cell, self.precision

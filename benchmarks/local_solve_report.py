@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import exp, fsum, log
 
@@ -131,7 +132,7 @@ def markdown(records: Iterable[Record], run: Run) -> str:
             sections += [f"## {title}", _acting(chosen) if part == "acting" else _table(chosen)]
     sections += ["## Bars", _bars(timed)]
     behind = [record for record in timed if record.part != "acting" and record.rival != "product"]
-    sections += ["## Where we are behind", _behind(behind, lambda record: record.ratio < 1.0)]
+    sections += ["## Where we are behind", _behind(behind, partial(_is_below, 1.0))]
     return "\n\n".join(sections) + "\n"
 
 
@@ -172,7 +173,7 @@ def _table(records: list[Record]) -> str:
     ]
     for rival in dict.fromkeys(record.rival for record in records):
         own = [record for record in records if record.rival == rival]
-        ratios = summarise([record.ratio for record in own])
+        ratios = summarise([record.measured_ratio for record in own])
         fits = (summarise([getattr(r, f"{side}_fit_ms") for r in own]).geometric_mean for side in ("rival", "our"))
         lines.append(
             f"| {rival} | {ratios.geometric_mean:.3g} | {ratios.least:.3g} | {ratios.most:.3g} | "
@@ -190,13 +191,17 @@ def _bars(records: list[Record]) -> str:
     for bar in BARS:
         own = [r for r in records if (r.part, r.rival) == (bar.part, bar.rival) and bar.applies(r)]
         if own:
-            ratios = summarise([record.ratio for record in own], bar.ratio)
+            ratios = summarise([record.measured_ratio for record in own], bar.ratio)
             blocks.append(
                 f"**{bar.title}**: {ratios.ahead} of {ratios.cells} cells; ratio {ratios.geometric_mean:.3g} in the "
                 f"geometric mean, {ratios.least:.3g} to {ratios.most:.3g}.\n\n"
-                + _behind(own, lambda record, least=bar.ratio: record.ratio < least)
+                + _behind(own, partial(_is_below, bar.ratio))
             )
     return "\n\n".join(blocks) or "No cell that a bar applies to was measured."
+
+
+def _is_below(bar: float, record: Record) -> bool:
+    return record.measured_ratio < bar
 
 
 def _behind(records: list[Record], is_behind: Callable[[Record], bool]) -> str:
@@ -205,7 +210,7 @@ def _behind(records: list[Record], is_behind: Callable[[Record], bool]) -> str:
     for part, rival in dict.fromkeys((record.part, record.rival) for record in records):
         own = [r for r in records if (r.part, r.rival) == (part, rival) and is_behind(r)]
         if own:
-            own.sort(key=lambda record: record.ratio)
+            own.sort(key=lambda record: record.measured_ratio)
             cells = "; ".join(f"{record.cell}: {record.ratio:.2f}" for record in own)
             lines.append(f"- {part} {rival}, {len(own)} cells: {cells}")
     return "\n".join(lines) or "Nowhere."

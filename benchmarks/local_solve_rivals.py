@@ -57,7 +57,7 @@ class NumpySolve(Contender):
 
     def _kernel(self, distances: np.ndarray) -> np.ndarray:
         scaled = distances * (3.0**0.5 / self.settings.lengthscale)
-        return (1.0 + scaled) * np.exp(-scaled)
+        return np.asarray((1.0 + scaled) * np.exp(-scaled))
 
     def answer(self, output: tuple[np.ndarray, np.ndarray]) -> Answer:
         """Mean [B, 1] and variance [B]."""
@@ -97,7 +97,7 @@ class KernelRidgeLoop(Contender):
     def _predict(self, query: np.ndarray, indices: np.ndarray) -> np.ndarray:
         points = self.features[indices]
         model = self.model.fit(self.kernel(points), self.targets[indices])
-        return model.predict(self.kernel(query, points))
+        return np.asarray(model.predict(self.kernel(query, points)))
 
     def answer(self, output: np.ndarray) -> Answer:
         """Mean of the first queries, [16 or B, 1]."""
@@ -121,7 +121,7 @@ class KNeighbors(Contender):
 
     def __call__(self, queries: np.ndarray) -> np.ndarray:
         """Mean of the neighbours' targets."""
-        return self.model.predict(queries)
+        return np.asarray(self.model.predict(queries))
 
     def answer(self, output: np.ndarray) -> Answer:
         """Mean of the neighbours' targets, [B, 1]."""

@@ -9,7 +9,7 @@ import gc
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -70,7 +70,8 @@ def _duel(job: Job, problem: Problem, k: int, precision: str, cells: list[Cell],
 
     def raised(cell: Cell, error: Exception) -> Record:
         note = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Record(job.part, job.rival, *cell, precision, "error", *astuple(origin), note=note)
+        record = Record(job.part, job.rival, *cell, precision, "error", origin.commit, origin.threads)
+        return replace(record, note=note)
 
     try:
         duel = Duel(job.part, job.rival, problem, k, precision)

@@ -144,8 +144,8 @@ def measure(settings: Settings, data: str, dim: int, points: int) -> Iterator[Ro
         seconds = time.process_time() - started
         found = ask(queries)
         truth = found if truth is None else truth
-        times = milliseconds(ask, queries[:1]), milliseconds(ask, queries)
-        yield Row(data, dim, points, name, round(seconds, 3), *(round(t, 3) for t in times), recall(found, truth))
+        one, many = (round(milliseconds(ask, asked), 3) for asked in (queries[:1], queries))
+        yield Row(data, dim, points, name, round(seconds, 3), one, many, recall(found, truth))
 
 
 def pays_after(row: Row, exact: Row) -> str:
@@ -179,7 +179,7 @@ def main() -> None:
             for points in (size for size in settings.points if size * dim <= settings.largest_set):
                 rows += measure(settings, data, dim, points)
                 print(*list(table(rows))[-len(builders(settings, points)) :], sep="\n", flush=True)
-    report = {
+    report: dict[str, object] = {
         "command": shown_command("search.py", sys.argv[1:]),
         "commit": commit(),
         "machine": f"{platform.machine()}, processor time of one thread",

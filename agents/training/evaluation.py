@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
@@ -48,11 +49,11 @@ def evaluation_copies(config: RunConfig) -> int:
     return min(config.n_eval_episodes, MOST_COPIES)
 
 
-def evaluate_greedily(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -> Evaluation:
+def evaluate_greedily(model: BaseAlgorithm | BasePolicy, env: VecEnv, episodes: int, seed: int) -> Evaluation:
     """Play greedy episodes that start from the same states whenever the seed is the same.
 
     Args:
-        model: a trained algorithm.
+        model: a trained algorithm, or its policy.
         env: an environment of its own, apart from the training one, as `make_env` makes for evaluation.
         episodes: how many to play.
         seed: seed of the environment's next reset.
