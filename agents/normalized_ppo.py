@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -18,6 +19,7 @@ from typing_extensions import Self
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.named_runs import NamedRuns
+from agents.common.schema import ConfigError
 
 CLIP = 10.0
 EPSILON = 1e-8
@@ -133,13 +135,22 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         if self.normalize:
             if not can_normalize(self.observation_space):
                 raise ValueError(
-                    f"{type(self).__name__} normalises vectors of floating-point numbers, but the environment has "
-                    f"{self.observation_space}; give normalize=False"
+                    f"{type(self).__name__} normalises vectors, but the environment has {self.observation_space}; "
+                    "give normalize=False"
                 )
             assert self.observation_space.shape is not None
             self.observation_statistics = ObservationStatistics(self.observation_space.shape)
             self._normalize_env()
         super()._setup_model()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self.normalize and not np.issubdtype(self.observation_space.dtype, np.floating):
+            raise ConfigError(
+                f"{type(self).__name__} scales observations, but a rollout stores them as "
+                f"{self.observation_space.dtype}, which would cut them to whole numbers; give normalize=False "
+                "(--no-normalize), or observe floating-point numbers"
+            )
+        return super()._setup_learn(*args, **kwargs)
 
     def _normalize_env(self) -> None:
         """Wrap the environment; wrapper and model share the statistics of observations and returns."""
@@ -160,11 +171,8 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
 
 
 def can_normalize(space: spaces.Space[Any]) -> bool:
-    """Whether observations are vectors (or matrices) of floating-point numbers.
-
-    SB3 stores what the policy saw in the type of the space, which would cut scaled counts and flags to integers.
-    """
-    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and not is_image_space(space)
+    """Whether observations are vectors (or matrices) of numbers, but no images."""
+    return isinstance(space, spaces.Box) and not is_image_space(space)
 
 
 def _numbers(running: RunningMeanStd) -> dict[str, Any]:

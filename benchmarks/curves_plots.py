@@ -33,6 +33,8 @@ def plot_curves(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
     """
     envs, colours = environments(runs), colours_of(runs, baseline)
     if len(colours) > 1 + len(COLOURS):
+        for suffix in SUFFIXES:
+            stem.with_name(stem.name + suffix).unlink(missing_ok=True)  # of when there were fewer
         return
     lines: dict[str, Line2D] = {}
     figure, panels = plt.subplots(1, len(envs), figsize=(4.2 * len(envs), 3.4), squeeze=False)

@@ -42,7 +42,7 @@ class Range:
     def __str__(self) -> str:
         """The rule in words."""
         limits = {"at least": self.least, "above": self.above, "at most": self.most}
-        return " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit))
+        return " and ".join(f"{words} {limit:.12g}" for words, limit in limits.items() if math.isfinite(limit))
 
 
 Count = Annotated[int, Range(least=1)]

@@ -23,4 +23,4 @@ class ActionKernelConfig(RegressionConfig):
     """Environment steps between two choices of supports."""
 
     rebase_interval: Count = 50
-    """Gradient steps between two renewals of the residuals, for the target networks move with each."""
+    """Gradient steps between two renewals of the residuals, at least, for target networks move with each."""

@@ -67,13 +67,6 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as for the algorithm."""
         check_returns(self)
-        # Target critics move with every gradient step, and residuals follow them within a long round as well.
-        interval = self.action_kernel.config.rebase_interval
-        for start in range(0, gradient_steps, interval):
-            self._refresh()
-            super().train(min(interval, gradient_steps - start), batch_size)
-
-    def _refresh(self) -> None:
         view = ReplayView.of(self)
         # A model that was loaded without its buffer would regress on the handful of transitions since.
         if view.size >= min(self.learning_starts + 1, view.capacity):
@@ -85,6 +78,7 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
                 self.num_timesteps,
                 self._n_updates,
             )
+        super().train(gradient_steps, batch_size)
 
     def dump_logs(self) -> None:
         """Write SB3's log and the ``kernel/`` scalars."""

@@ -72,7 +72,8 @@ def attach_kernel_head(
         model: a trained DQN, DoubleDQN or QRDQN, whose mean over quantiles is taken, or a KernelDDQN, whose kernel is
             left behind. It is not changed.
         env_or_buffer: an environment, which is reset, or its id for several copies of it, or a replay buffer of the
-            model's spaces. Episodes should end; one that lasts longer than ``steps`` is cut.
+            model's spaces. Episodes should end; one that lasts longer than ``steps`` is cut, so that a measurement of
+            endless ones takes as many of every copy.
         steps: environment steps over all copies after which no further round begins, measurements included;
             10,000 when left out. Not for a buffer.
         kernel: settings of the kernel that differ from the defaults; a :class:`KernelConfig` is taken whole.

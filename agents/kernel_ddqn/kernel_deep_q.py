@@ -64,7 +64,10 @@ class KernelDeepQ(KernelOfPolicy):
         self.bonus_schedule = bonus_schedule
         self.kernel_settings = None if kernel is None else self._read_kernel(kernel)
         self.replay_kernel = None
-        super().__init__(policy, env, **{**self.defaults, **kwargs})  # type: ignore[arg-type]  # of the algorithm
+        settings = {**self.defaults, **kwargs}
+        # A copy, since QRDQN writes into it.
+        settings["policy_kwargs"] = dict(settings.get("policy_kwargs") or {})
+        super().__init__(policy, env, **settings)  # type: ignore[arg-type]  # of the algorithm
 
     def set_parameters(
         self,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -16,10 +16,8 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from agents.common.observations import joined
 from agents.kernel_ppo.critic_config import CriticConfig
-from agents.kernel_ppo.rollout_critic import RolloutCritic
-from agents.kernel_ppo.time_limits import Cuts, TimeLimits
+from agents.kernel_ppo.rollout_critic import Cuts, RolloutCritic
 from agents.normalized_ppo import NormalizedPPO
 
 
@@ -52,20 +50,27 @@ class KernelPPO(NormalizedPPO):
         **kwargs: Any,
     ) -> None:
         self.kernel = asdict(CriticConfig.read(kernel))
+        # Row of the rollout, copy of the environment and observation of every cut in the present rollout.
+        self.cuts: list[tuple[int, int, Any]] = []
         super().__init__(policy, env, *args, normalize=normalize, **kwargs)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect as PPO does, then correct advantages and value targets; False where a callback stopped it."""
-        limits = TimeLimits(env)
-        if not super().collect_rollouts(limits, callback, rollout_buffer, n_rollout_steps):
+        self.cuts = []
+        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
             return False
         assert self._last_obs is not None
         last_observations = obs_as_tensor(self._last_obs, self.device)
         dones = np.asarray(self._last_episode_starts, dtype=np.bool_)
         self.critic.correct(
-            rollout_buffer, self.policy.predict_values, last_observations, dones, _reward_scale(env), self._cuts(limits)
+            rollout_buffer,
+            self.policy.predict_values,
+            last_observations,
+            dones,
+            _reward_scale(env),
+            self._all_cuts(),
         )
         for name, value in self.critic.scalars.items():
             self.logger.record(f"kernel/{name}", value)
@@ -81,13 +86,25 @@ class KernelPPO(NormalizedPPO):
         super().set_parameters(load_path_or_dict, exact_match, device)
         self.critic.forget()
 
-    def _cuts(self, limits: TimeLimits) -> Cuts | None:
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_] | None = None) -> None:
+        """Called after every step of a rollout: note where PPO adds γ m of the state in which a time limit cut."""
+        super()._update_info_buffer(infos, dones)
+        for copy, info in enumerate(infos):
+            last = info.get("terminal_observation")
+            # As OnPolicyAlgorithm.collect_rollouts asks.
+            if dones is not None and dones[copy] and last is not None and info.get("TimeLimit.truncated", False):
+                self.cuts.append((self.rollout_buffer.pos, copy, last))
+
+    def _all_cuts(self) -> Cuts | None:
         """Where time limits cut episodes of the last rollout, for the critic."""
-        if not limits.found:
+        if not self.cuts:
             return None
-        rows, copies, last = zip(*limits.found, strict=True)
-        observations = [self.policy.obs_to_tensor(observation)[0] for observation in last]
-        return Cuts(np.array(rows), np.array(copies), functools.reduce(joined, observations))
+        rows, copies, last = zip(*self.cuts, strict=True)
+        if isinstance(last[0], dict):
+            stacked: Any = {key: np.stack([observation[key] for observation in last]) for key in last[0]}
+        else:
+            stacked = np.stack(last)
+        return Cuts(np.array(rows), np.array(copies), self.policy.obs_to_tensor(stacked)[0])
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -100,7 +117,7 @@ class KernelPPO(NormalizedPPO):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "critic"]
+        return [*super()._excluded_save_params(), "critic", "cuts"]
 
 
 def _reward_scale(env: VecEnv) -> float:

@@ -20,7 +20,6 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts, joined, take
 from agents.kernel_ppo.critic_config import CriticConfig
-from agents.kernel_ppo.time_limits import Cuts
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_weights import LocalWeights
@@ -42,6 +41,20 @@ class Remembered(NamedTuple):
     observations: PyTorchObs
     returns: Float[Tensor, " states"]
     folds: Int[Tensor, " states"]
+
+
+class Cuts(NamedTuple):
+    """States in which a time limit cut episodes of a rollout.
+
+    Attributes:
+        rows: steps of the rollout that led there, [n].
+        copies: copies of the environment, [n].
+        observations: as the policy sees them, [n, ...].
+    """
+
+    rows: npt.NDArray[np.int64]
+    copies: npt.NDArray[np.int64]
+    observations: PyTorchObs
 
 
 class RolloutCritic:
@@ -115,13 +128,13 @@ class RolloutCritic:
         self.head.memory.write(self.feature_map.standardise(raw[chosen]), sizes)
         self.lengthscale.apply()
         prior = in_parts(network, supports, CHUNK).view(chosen.shape)
-        local = [self.head.localise(self.feature_map.standardise(part)) for part in torch.split(raw[old:], CHUNK)]
+        local = self._localise(raw[old:])
         last_values = network(last_observations).flatten()
         folds = rollout.folds.view(values.shape)
         ends, end_folds = last_observations, folds[-1]
         if cuts is not None:
             ends, end_folds = joined(ends, cuts.observations), torch.cat([end_folds, folds[cuts.rows, cuts.copies]])
-        end_local = self.head.localise(self.feature_map(ends))
+        end_local = self._localise(in_parts(self.feature_map.raw, ends, CHUNK))
 
         def compute_returns(corrections: Float[Tensor, " states"], at_ends: Float[Tensor, " ends"]) -> None:
             buffer.values = values + corrections.view(values.shape).cpu().numpy()
@@ -137,9 +150,9 @@ class RolloutCritic:
             compute_returns(corrections, at_ends)
             known.returns[old:] = torch.from_numpy(buffer.returns.reshape(-1)).to(self.device)
             self.head.write_targets(known.returns[chosen] - prior)
-            corrections, at_ends = self._read(local, rollout.folds), self._read([end_local], end_folds)
+            corrections, at_ends = self._read(local, rollout.folds), self._read(end_local, end_folds)
         # Up to here each fold has seen its own rewards alone, and from here each is valued by the other.
-        corrections, at_ends = self._read(local, 1 - rollout.folds), self._read([end_local], 1 - end_folds)
+        corrections, at_ends = self._read(local, 1 - rollout.folds), self._read(end_local, 1 - end_folds)
         self._describe(buffer, values, values + corrections.view(values.shape).cpu().numpy(), local)
         buffer.gae_lambda = own_lambda
         compute_returns(corrections, at_ends)
@@ -193,6 +206,10 @@ class RolloutCritic:
             chosen[fold, : len(picked)] = picked
             sizes[fold] = len(picked)
         return chosen.to(self.device), sizes.to(self.device)
+
+    def _localise(self, raw: Float[Tensor, "states dim"]) -> list[LocalWeights]:
+        """Neighbours and weights of states by their features before standardisation, a part at a time."""
+        return [self.head.localise(self.feature_map.standardise(part)) for part in torch.split(raw, CHUNK)]
 
     def _read(self, local: list[LocalWeights], folds: Int[Tensor, " states"]) -> Float[Tensor, " states"]:
         """Corrections of states by the supports of given folds, [n]."""

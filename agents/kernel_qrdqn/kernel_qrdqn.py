@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN
 from stable_baselines3.common.base_class import maybe_make_env
@@ -53,11 +54,22 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, CutAtReset, DerivedSettings, LastingE
     policy: KernelQRDQNPolicy
     replay_kernel: LiveKernel | None
 
-    def __init__(self, policy: str | type[KernelQRDQNPolicy], env: GymEnv | str | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: str | type[KernelQRDQNPolicy],
+        env: GymEnv | str | None,
+        *,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
         env = maybe_make_env(env, kwargs.get("verbose", 0)) if env is not None else None  # load() passes None
         if env is not None and isinstance(env.observation_space, spaces.Dict):
             kwargs.setdefault("n_steps", 1)
-        super().__init__(policy, env, **kwargs)
+        super().__init__(policy, env, _init_setup_model=False, **kwargs)
+        # Without the optimizer that QRDQN writes in, and would find as the user's own when it is loaded.
+        self.policy_kwargs = dict(kwargs.get("policy_kwargs") or {})
+        if _init_setup_model:
+            self._setup_model()
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps towards targets that contain the kernel's correction; arguments as in QRDQN."""
@@ -67,6 +79,11 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, CutAtReset, DerivedSettings, LastingE
         super().train(gradient_steps, batch_size)
         # QRDQN leaves training mode on, in which the head is off.
         self.policy.set_training_mode(False)
+
+    def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """With the optimizer of QRDQN."""
+        own = {"optimizer_class": torch.optim.Adam, "optimizer_kwargs": {"eps": 0.01 / self.batch_size}}
+        return super()._policy_arguments(given if "optimizer_class" in given else {**given, **own})
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -16,6 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import KernelPPO
+from agents.common.schema import ConfigError
 from agents.normalized_ppo import NormalizedPPO, ObservationStatistics, can_normalize
 
 SMALL = {"n_steps": 20, "batch_size": 20, "n_epochs": 2, "gamma": 0.9, "seed": 0, "device": "cpu"}
@@ -107,9 +108,30 @@ def test_what_cannot_be_normalised_is_refused_with_advice() -> None:
         NormalizedPPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), **SMALL)
     assert can_normalize(gym.make("CartPole-v1").observation_space)
     assert not can_normalize(spaces.Box(0, 255, (36, 36, 1), np.uint8))
-    # A rollout would store what is left of -0.7 and 1.3 in these types.
-    assert not can_normalize(spaces.Box(0, 1, (10, 10, 4), np.bool_))
-    assert not can_normalize(spaces.Box(-3, 3, (2,), np.int64))
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 1, (3,), np.bool_), spaces.Box(-3, 3, (3,), np.int64)])
+def test_counts_and_flags_are_not_learned_from_scaled(space, tmp_path) -> None:
+    """A rollout would store what is left of -0.7 and 1.3 in these types; acting on scaled ones is no harm."""
+
+    class Counts(IdentityEnv):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.observation_space = space
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return space.sample(), {}
+
+        def step(self, action):
+            return space.sample(), 1.0, False, True, {}
+
+    model = NormalizedPPO("MlpPolicy", Counts(), **SMALL)
+    with pytest.raises(ConfigError, match=r"a rollout stores them as (bool|int64), .* give normalize=False"):
+        model.learn(8)
+    model.save(tmp_path / "model")
+    assert NormalizedPPO.load(tmp_path / "model").predict(space.sample())[0] in range(3)
+    NormalizedPPO("MlpPolicy", Counts(), normalize=False, **SMALL).learn(8)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -151,9 +151,9 @@ def test_more_variants_than_colours_draw_no_curves(write_run: WriteRun, grid: Pa
     assert run(grid, "--baseline", "v0") == 0
     assert (grid.parent / "results" / "made.svg").exists()
     write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
-    assert run(grid, "--name", "more") == 0
-    assert (grid.parent / "results" / "more_intervals.svg").exists()
-    assert not (grid.parent / "results" / "more.svg").exists()
+    assert run(grid) == 0
+    assert (grid.parent / "results" / "made_intervals.svg").exists()
+    assert not (grid.parent / "results" / "made.svg").exists()
 
 
 def test_what_began_and_did_not_finish_is_told(finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +207,17 @@ def test_a_saved_kernel_cannot_be_replaced(cls: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [{}, {"net_arch": [16]}, {"kernel": {"capacity": 9}}])
 def test_a_kernel_model_loads_with_the_arguments_that_it_was_made_with(cls: Any, given: Any, tmp_path: Path) -> None:
     kernel = None if "kernel" in given else {"capacity": 9}
-    made = cls("MlpPolicy", "CartPole-v1", kernel=kernel, policy_kwargs=given, device="cpu")
+    handed = copy.deepcopy(given)
+    made = cls("MlpPolicy", "CartPole-v1", kernel=kernel, policy_kwargs=handed, device="cpu")
+    assert handed == given
     made.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model", device="cpu", policy_kwargs=given)
     assert loaded.policy.kernel == made.policy.kernel
     assert loaded.policy.kernel.capacity == 9
     assert loaded.policy.net_arch == made.policy.net_arch
+    if cls is not KernelQ:
+        optimizers = [model.policy.optimizer.defaults for model in (made, loaded)]
+        assert optimizers[0] == optimizers[1]
     with pytest.raises(ValueError, match="do not equal the stored policy kwargs"):
         cls.load(tmp_path / "model", device="cpu", policy_kwargs={"net_arch": [8]})
 

@@ -12,8 +12,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from agents.common.schema import ConfigError
 from agents.kernel_ppo import CriticConfig, KernelPPO
 from agents.kernel_ppo.kernel_ppo import _reward_scale
-from agents.kernel_ppo.rollout_critic import RolloutCritic
-from agents.kernel_ppo.time_limits import Cuts
+from agents.kernel_ppo.rollout_critic import Cuts, RolloutCritic
 
 SPACE = spaces.Box(-3.0, 3.0, (2,))
 STEPS, EXACT = 40, {"trace_decay": 1.0, "capacity": 400}

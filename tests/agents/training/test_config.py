@@ -178,7 +178,7 @@ def test_every_budget_holds_a_rollout(agent: str, env_id: str) -> None:
 
 def test_what_sb3_and_numpy_refuse_by_an_assertion_is_refused_in_words() -> None:
     for agent, words, message in (
-        ("ddqn", ["--seed", "5000000000"], "seed is 5000000000, but must be at least 0 and at most 4e"),
+        ("ddqn", ["--seed", "5000000000"], "seed is 5000000000, but must be at least 0 and at most 4000000000"),
         ("ppo", ["--batch-size", "1"], "batch_size is 1, but must be at least 2"),
     ):
         with pytest.raises(ConfigError, match=message):
