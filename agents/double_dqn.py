@@ -87,12 +87,8 @@ class DoubleDQN(AtomicSave, CutAtReset, DerivedSettings, LastingExploration, Nam
         self.nonfinite_guard = NonFiniteGuard()
         super().__init__(policy, env, *args, **kwargs)
 
-    def _setup_model(self) -> None:
-        # A saved model holds the arguments as they were given, which SB3 compares on loading.
-        given = self.policy_kwargs
-        self.policy_kwargs = _with_fused_adam(given)
-        super()._setup_model()
-        self.policy_kwargs = given
+    def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        return _with_fused_adam(super()._policy_arguments(given))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take gradient steps on minibatches from the replay buffer.

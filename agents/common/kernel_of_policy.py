@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from typing_extensions import Self
 
+from agents.common.derived_settings import DerivedSettings
 
-class KernelOfPolicy(OffPolicyAlgorithm):
+
+class KernelOfPolicy(DerivedSettings):
     """Mixed in before an algorithm whose policy holds the kernel: a loaded one cannot be given another."""
 
     kernel_settings: dict[str, Any] | None = None
@@ -29,12 +30,5 @@ class KernelOfPolicy(OffPolicyAlgorithm):
         return super().load(*args, **kwargs)
 
     def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What the policy is made with, from what was given for it."""
-        return given if self.kernel_settings is None else {**given, "kernel": self.kernel_settings}
-
-    def _setup_model(self) -> None:
-        # A saved model holds the arguments as they were given, which SB3 compares on loading.
-        given = self.policy_kwargs
-        self.policy_kwargs = self._policy_arguments(given)
-        super()._setup_model()
-        self.policy_kwargs = given
+        arguments = super()._policy_arguments(given)
+        return arguments if self.kernel_settings is None else {**arguments, "kernel": self.kernel_settings}

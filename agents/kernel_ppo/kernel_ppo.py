@@ -89,11 +89,11 @@ class KernelPPO(NormalizedPPO):
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_] | None = None) -> None:
         """Called after every step of a rollout: note where PPO adds γ m of the state in which a time limit cut."""
         super()._update_info_buffer(infos, dones)
-        for copy, info in enumerate(infos):
-            last = info.get("terminal_observation")
+        for copy in () if dones is None else np.flatnonzero(dones):
+            last = infos[copy].get("terminal_observation")
             # As OnPolicyAlgorithm.collect_rollouts asks.
-            if dones is not None and dones[copy] and last is not None and info.get("TimeLimit.truncated", False):
-                self.cuts.append((self.rollout_buffer.pos, copy, last))
+            if last is not None and infos[copy].get("TimeLimit.truncated", False):
+                self.cuts.append((self.rollout_buffer.pos, int(copy), last))
 
     def _all_cuts(self) -> Cuts | None:
         """Where time limits cut episodes of the last rollout, for the critic."""
