@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-LONGEST = 10_000
-"""Steps at which a random action ends at the latest."""
+LONGEST = 100
+"""Steps at which a random action ends at the latest; with the exponent 2 one in 160 would last longer."""
 
 
 class LastingActions:
@@ -14,10 +14,13 @@ class LastingActions:
 
     W. Dabney, G. Ostrovski and A. Barreto, *Temporally-Extended ε-Greedy Exploration*, 2021. Most last one step and a
     few last very long, so that exploring also leaves what a policy does everywhere, such as hovering, where single
-    random actions are undone by the next greedy one.
+    random actions are undone by the next greedy one. Unlike theirs, ε is the share of steps that are random, as it is
+    where random actions last one step, and not the probability that one begins: they begin as much more rarely as they
+    last longer.
 
     Args:
-        exponent: μ of the zeta distribution, above 1; 2 is the authors' choice for all of their tasks.
+        exponent: μ of the zeta distribution, above 1; 2 is the authors' choice for all of their tasks. It is cut at
+            :data:`LONGEST` steps.
 
     Raises:
         ValueError: the exponent is not above 1.
@@ -27,16 +30,21 @@ class LastingActions:
         if not 1.0 < exponent < float("inf"):
             raise ValueError(f"exploration_zeta is {exponent}, but must be above 1 (2 is usual), or None")
         self.exponent = exponent
+        self._lengths = np.arange(1, LONGEST + 1)
+        self._odds = self._lengths**-exponent
+        self._odds /= self._odds.sum()
+        self._mean_length = float(self._lengths @ self._odds)
         self._left = np.zeros(0, dtype=np.int64)
         self._actions = np.zeros(0, dtype=np.int64)
 
     def draw(
-        self, rate: float, n_envs: int, n_actions: int, rng: np.random.Generator
+        self, share: float, n_envs: int, n_actions: int, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
         """Which environments explore in this step, and what they do.
 
         Args:
-            rate: ε, the probability that an environment which does not explore begins to.
+            share: ε, the share of steps to be random, in [0, 1]; episodes that end cut random actions short and leave
+                it a little smaller.
             n_envs: how many environments there are; another number than in the last step ends all that lasts.
             n_actions: actions to choose from.
             rng: source of randomness.
@@ -46,11 +54,13 @@ class LastingActions:
         """
         if len(self._left) != n_envs:
             self._left, self._actions = np.zeros((2, n_envs), dtype=np.int64)
-        begins = (self._left == 0) & (rng.random(n_envs) < rate)
+        # Of a cycle of (1 − p) / p steps without and L steps with a random action, L are random.
+        begin = share / (share + self._mean_length * (1.0 - share))
+        begins = (self._left == 0) & (rng.random(n_envs) < begin)
         count = int(begins.sum())
         if count:
             self._actions[begins] = rng.integers(n_actions, size=count)
-            self._left[begins] = np.minimum(rng.zipf(self.exponent, size=count), LONGEST)
+            self._left[begins] = rng.choice(self._lengths, size=count, p=self._odds)
         explores = self._left > 0
         self._left[explores] -= 1
         return explores, self._actions.copy()

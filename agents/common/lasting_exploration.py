@@ -30,6 +30,7 @@ class LastingExploration(OffPolicyAlgorithm):
         exploration_zeta: exponent μ of the zeta distribution of how many steps a random action is repeated while
             learning, those of ``learning_starts`` among them, see
             :class:`~agents.common.exploration.LastingActions`; None for one step, as in SB3.
+            ``exploration_rate`` is the share of random steps either way.
         **kwargs: as for the algorithm.
 
     Raises:
@@ -101,8 +102,8 @@ class LastingExploration(OffPolicyAlgorithm):
         if self._lasting is None:
             return super()._sample_action(learning_starts, action_noise, n_envs)
         assert isinstance(self.action_space, spaces.Discrete)
-        rate = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
-        explores, actions = self._lasting.draw(rate, n_envs, int(self.action_space.n), self.rng)
+        share = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
+        explores, actions = self._lasting.draw(share, n_envs, int(self.action_space.n), self.rng)
         if not explores.all():
             assert self._last_obs is not None
             greedy, _ = self.policy.predict(self._last_obs, deterministic=False)

@@ -16,7 +16,7 @@ def test_durations_follow_the_zeta_distribution() -> None:
         durations.append(1 + int(lasting._left[0]))
         lasting.end(np.array([True]))
     shares = np.bincount(np.minimum(durations, 5), minlength=6)[1:] / len(durations)
-    terms = 6 / np.pi**2 / np.arange(1, 5) ** 2
+    terms = np.arange(1, 5) ** -2.0 / np.sum(np.arange(1, LONGEST + 1) ** -2.0)
     assert shares[:4] == pytest.approx(terms, abs=4 * 0.5 / np.sqrt(len(durations)))
     assert max(durations) <= LONGEST
 
@@ -42,11 +42,18 @@ def test_nothing_lasts_beyond_an_episode_or_another_number_of_environments() -> 
     assert not lasting.draw(0.0, 2, 2, rng)[0].any()
 
 
-def test_the_rate_is_that_of_beginning() -> None:
-    lasting, rng = LastingActions(3.0), np.random.default_rng(3)
-    explores, actions = lasting.draw(0.25, 20_000, 4, rng)
-    assert explores.mean() == pytest.approx(0.25, abs=0.02)
-    assert np.bincount(actions[explores], minlength=4) / explores.sum() == pytest.approx(0.25, abs=0.03)
+@pytest.mark.parametrize("exponent", [1.2, 2.0, 3.0])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_the_share_of_random_steps_is_what_was_asked_for(exponent, share) -> None:
+    lasting, rng = LastingActions(exponent), np.random.default_rng(3)
+    steps = [lasting.draw(share, 1000, 4, rng)[0].mean() for _ in range(3 * LONGEST)]
+    assert np.mean(steps[LONGEST:]) == pytest.approx(share, abs=0.02)
+
+
+def test_every_action_is_as_likely() -> None:
+    explores, actions = LastingActions(2.0).draw(1.0, 20_000, 4, np.random.default_rng(3))
+    assert explores.all()
+    assert np.bincount(actions, minlength=4) / 20_000 == pytest.approx(0.25, abs=0.02)
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5, float("inf"), float("nan")])
