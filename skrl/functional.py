@@ -23,7 +23,7 @@ from skrl.checks import (
 )
 from skrl.compiling import compiles
 from skrl.kernels.algebra import Kernel
-from skrl.kernels.distances import centred_points
+from skrl.kernels.distances import DIFFERENCES_DIM, centred_points
 from skrl.kernels.formulas import make_kernel
 from skrl.modes import full_precision, precise, traced, wants_gradient
 from skrl.search.exact import ExactSearch
@@ -213,7 +213,9 @@ def local_systems(
     """
     points = _differentiable_points(features, support, lengthscale)
     k = min(k, features.shape[0])
-    rows = MAX_GATHERED // max(1, k * max(k, width, queries.shape[1]))
+    dim = queries.shape[1]
+    pairs = k * (dim if dim <= DIFFERENCES_DIM else 1)
+    rows = MAX_GATHERED // max(1, k * max(pairs, width, dim))
     for chunk in _chunks(queries, max(1, rows)):
         scaled, finite = _differentiable_queries(chunk, support, lengthscale)
         neighbors, radius = local_neighbors(support.index, scaled, points, k, localisation)

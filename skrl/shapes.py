@@ -1,7 +1,7 @@
 """Shape annotations: jaxtyping's where it is installed, plain tensors otherwise.
 
 ``Float[Tensor, "batch neighbors"]`` documents a signature. The test suite enforces it through jaxtyping's pytest hook;
-at run time the package needs torch alone and the annotation costs nothing.
+at run time the package needs torch and numpy alone and the annotation costs nothing.
 """
 
 from typing import TYPE_CHECKING, Any

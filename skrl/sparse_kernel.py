@@ -6,7 +6,7 @@ arXiv 2605.02313.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ SMALLEST_RIDGE = 1e-8
 """A learned ridge starts here at least, since it is learned through its logarithm."""
 
 SETS = ("features", "targets", "points")
+SETTINGS = ("fixed_lengthscale", "fixed_ridge", "log_lengthscale", "log_ridge")
 
 
 class SparseKernel(nn.Module):
@@ -234,6 +235,17 @@ class SparseKernel(nn.Module):
                 parts.append(f"{name}=" + (f"{value.item():.4g}" if value.dim() == 0 else f"{len(value)} values"))
         return ", ".join(parts)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseKernel:
+        """As in every module, but lengthscale and ridge keep float32: in half precision many are zero or infinite."""
+        names = [name for name in SETTINGS if getattr(self, name, None) is not None]
+        before = {name: getattr(self, name).detach() for name in names}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in before.items():
+            present = getattr(self, name)
+            if present.dtype in (torch.float16, torch.bfloat16):
+                present.data = precise(value).to(present.device)
+        return self
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the number of rows of every set from the state; its width has to match."""
         for name in SETS:
@@ -287,10 +299,10 @@ class SparseKernel(nn.Module):
 
     def _answer_few(self, queries: Tensor) -> Prediction | None:
         """Few queries of fixed supports by the shortest way, where it may be taken."""
-        fixed = not self._parameters and self.prior_mean is None and not wants_gradient(queries)
+        tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
+        fixed = not self._parameters and self.prior_mean is None and not wants_gradient(queries, *tensors)
         if not fixed or not queries.is_cpu or traced():
             return None
-        tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
         settings = self.kernel, self.k, self.localisation, self.search
         if not self._short_way.is_known(tensors, settings):
             if any(tensor.is_inference() for tensor in tensors):

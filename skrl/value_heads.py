@@ -14,6 +14,7 @@ from torch import nn
 
 from skrl.checks import check_neighbors, check_queries, check_ridge, check_rows
 from skrl.kernels.algebra import Kernel
+from skrl.kernels.distances import safe_sqrt
 from skrl.kernels.formulas import make_kernel
 from skrl.memory.support_memory import SupportMemory
 from skrl.modes import full_precision, traced
@@ -43,8 +44,12 @@ class ValueHead(nn.Module, ABC):
         k: neighbours per query and action.
         kernel: a kernel or its name.
         ridge: λ.
-        search: how neighbours are found; exact by default.
+        search: how neighbours are found; exact by default. The memory changes under it, so that every query makes an
+            index: no search whose index takes long to build.
         localisation: hard, or continuous, which frees the correction of jumps where neighbours change.
+
+    Features should be standardised, or lie around the origin otherwise: far from it neighbours get lost to rounding,
+    see :meth:`skrl.search.neighbors.NeighborSearch.index`.
 
     Raises:
         ValueError: a size is below 1, ridge is not a number from 0 on, or the localisation is unknown.
@@ -128,7 +133,7 @@ class ValueHead(nn.Module, ABC):
         filled = self._checked(residuals)
         self.memory.write_targets(filled.unsqueeze(-1))
         self.optimistic_targets.copy_(filled)
-        count = self.memory.sizes.sum().clamp(min=1)
+        count = self.memory.mask.sum().clamp(min=1)
         self.amplitude.copy_((self.memory.targets.square().sum() / count).sqrt())
 
     @torch.no_grad()
@@ -165,12 +170,12 @@ class ValueHead(nn.Module, ABC):
         local = self.localise(queries)
         scale = bonus.mT if isinstance(bonus, Tensor) else bonus
         corrections = bounded_correction(local.indices, local.weights, self.optimistic_targets)
-        bounds = corrections + (scale * self.amplitude) * local.variance.sqrt()
+        bounds = corrections + (scale * self.amplitude) * safe_sqrt(local.variance)
         return self.base_values(prior_mean) + bounds.mT.to(prior_mean.dtype)
 
     def deviation(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries actions"]:
         """Posterior standard deviations amplitude · σ of the corrections, [B, A]; zero before the first targets."""
-        return (self.amplitude * self.localise(queries).variance.sqrt()).mT
+        return (self.amplitude * safe_sqrt(self.localise(queries).variance)).mT
 
     def forward(
         self, queries: Float[Tensor, "queries dim"], prior_mean: Float[Tensor, "queries actions"]

@@ -6,6 +6,9 @@ import torch
 
 from skrl.shapes import Float, Tensor
 
+DIFFERENCES_DIM = 8
+"""Dimensions up to which points of a block are subtracted from each other instead of multiplied."""
+
 SAMPLE = 64
 """Points whose median is taken, up to twice as many; more would cost time, and change the centre by little."""
 
@@ -44,11 +47,12 @@ def cross_distances(
 
 
 def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tensor, "*batch neighbors neighbors"]:
-    """Distances within every block of points, through one centred matrix product per block.
+    """Distances within every block of points: by differences in few dimensions, else through one centred product.
 
     The product needs no [*batch, k, k, d] array. Centring on the block's mean keeps its cancellation error relative to
     the spread of the block instead of its offset, and squares below that error are set to exactly zero, so that
-    duplicates are at distance zero and not at the square root of a rounding error.
+    duplicates are at distance zero and not at the square root of a rounding error. So are points that are a thousandth
+    of the spread apart in float32, which hardly happens by chance in many dimensions.
 
     Args:
         points: blocks of k points, [*batch, k, d].
@@ -56,6 +60,8 @@ def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tens
     Returns:
         Symmetric distances with a zero diagonal, [*batch, k, k].
     """
+    if points.shape[-1] <= DIFFERENCES_DIM:
+        return safe_sqrt((points.unsqueeze(-2) - points.unsqueeze(-3)).square().sum(-1))
     centred = points - points.mean(-2, keepdim=True)
     products = centred @ centred.mT
     norms = products.diagonal(dim1=-2, dim2=-1)

@@ -197,10 +197,13 @@ def make_kernel(kernel: str | Kernel, dim: int = 3) -> Kernel:
         dim: dimension of the points, for named kernels that are positive definite up to some dimension only.
 
     Raises:
+        TypeError: it is neither a kernel nor a name.
         ValueError: the name is unknown; the message names the nearest one. The dimension is below 1.
     """
     if isinstance(kernel, Kernel):
         return kernel
+    if not isinstance(kernel, str):
+        raise TypeError(f"kernel is {kernel!r}, but must be a name or a Kernel; a class is to be called, as Matern32()")
     if kernel not in KERNELS:
         near = get_close_matches(kernel, KERNELS, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown kernel '{kernel}'; did you mean '{near}'? Known: {', '.join(KERNELS)}")

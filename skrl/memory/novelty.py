@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from skrl.checks import check_lengthscale, check_neighbors, check_ridge
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
@@ -45,6 +46,7 @@ class Novelty(SelectionRule):
         k: neighbours of a local system.
 
     Raises:
+        TypeError: k is not a whole number.
         ValueError: a setting is out of its range or the kernel is not radial.
     """
 
@@ -66,8 +68,8 @@ class Novelty(SelectionRule):
     ) -> None:
         super().__init__(memory)
         self.kernel = make_kernel(kernel, memory.features.shape[-1])
+        _check_novelty(self.kernel, threshold, lengthscale, ridge, k, memory.capacity)
         self.threshold, self.ridge, self.k = threshold, ridge, min(k, memory.capacity)
-        _check_novelty(self.kernel, threshold, lengthscale, ridge, k)
         dtype = torch.promote_types(memory.features.dtype, torch.float32)
         self.register_buffer("lengthscale", torch.tensor(lengthscale, dtype=dtype, device=memory.features.device))
         self.register_buffer("bounds", torch.zeros_like(memory.half_norms))
@@ -145,7 +147,7 @@ class Novelty(SelectionRule):
         return factorise(neighbors, points, self.kernel, self.lengthscale, self.ridge), neighbors.indices
 
 
-def _check_novelty(kernel: Kernel, threshold: float, lengthscale: float, ridge: float, k: int) -> None:
+def _check_novelty(kernel: Kernel, threshold: float, lengthscale: float, ridge: float, k: int, capacity: int) -> None:
     if not kernel.is_radial:
         raise ValueError(f"kernel is {kernel}, but the variance of one support given others needs a radial kernel")
     if not 0.0 <= threshold < kernel.prior_variance:
@@ -153,7 +155,6 @@ def _check_novelty(kernel: Kernel, threshold: float, lengthscale: float, ridge: 
             f"threshold is {threshold}, but must lie in [0, {kernel.prior_variance}): the variance is "
             f"{kernel.prior_variance} where nothing is known, so nothing would ever enter"
         )
-    if not lengthscale > 0.0:
-        raise ValueError(f"lengthscale is {lengthscale}, but must be positive; skrl.neighbor_lengthscale finds one")
-    if ridge < 0.0 or k < 1:
-        raise ValueError(f"ridge is {ridge} and k is {k}, but a local system needs ridge ≥ 0 and k ≥ 1")
+    check_lengthscale(lengthscale, None, torch.float32)
+    check_ridge(ridge)
+    check_neighbors(k, capacity)

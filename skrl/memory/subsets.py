@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from skrl.checks import floating
+from skrl.checks import check_lengthscale, check_ridge, floating
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
@@ -103,12 +103,8 @@ def _pivots(points: Tensor, limit: int, kernel: Kernel, lengthscale: float | Ten
 def _check_settings(points: Tensor, capacity: int, kernel: Kernel, lengthscale: float | Tensor, ridge: float) -> None:
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}, but at least 1 point must be allowed")
-    if not float(lengthscale) > 0.0:
-        raise ValueError(
-            f"lengthscale is {float(lengthscale)}, but must be positive; skrl.neighbor_lengthscale finds one"
-        )
-    if ridge < 0.0:
-        raise ValueError(f"ridge is {ridge}, but must not be negative; 0 interpolates")
+    check_lengthscale(float(lengthscale), None, points.dtype)
+    check_ridge(ridge)
     if not kernel.is_radial:
         raise ValueError(f"kernel is {kernel}, but a power function over all points needs a radial kernel")
     bad = (~points.isfinite().all(-1)).nonzero()

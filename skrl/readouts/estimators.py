@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -194,8 +195,10 @@ class Readout(nn.Module, ABC):
             blank = {
                 name: torch.zeros_like(value, dtype=dtype, device=self._anchor.device) for name, value in saved.items()
             }
-            self._allocate(blank)
-            self._anchor = next(iter(blank.values())).new_empty(0)
+            # A state of something else lacks the names; torch says which.
+            with suppress(KeyError):
+                self._allocate(blank)
+                self._anchor = next(iter(blank.values())).new_empty(0)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

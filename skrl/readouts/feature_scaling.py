@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from skrl.checks import floating
+from skrl.modes import precise
 from skrl.shapes import Float, Tensor
 
 Scaling = Literal["standard", "isotropic", "cosine", "whitened", "none"]
@@ -138,7 +139,9 @@ def _power_of_two(largest: Tensor) -> Tensor:
 def _whitening(centred: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """Scale, [d], and rotation, [d, d], that bring principal components to about the same variance."""
     samples, dim = centred.shape
-    variances, rotation = torch.linalg.eigh(centred.mT @ centred / samples)
+    # No eigenvalues are to be had in half precision.
+    variances, rotation = torch.linalg.eigh(precise(centred.mT @ centred / samples))
+    variances, rotation = variances.to(centred.dtype), rotation.to(centred.dtype)
     floor = (WHITENING_FLOOR + WHITENING_DOUBT * dim / samples) * total / dim
     scale = (variances.clamp(min=0.0) + floor).rsqrt()
     return scale / (variances * scale.square()).sum().sqrt(), rotation

@@ -55,7 +55,12 @@ class ExactIndex(NeighborIndex):
         """See :class:`NeighborIndex`."""
         queries = queries.to(self.features.dtype)
         centred = queries if self.centre is None else queries - self.centre
-        k = min(k, self.features.shape[-2])
+        indices, mask = self._nearest(centred, min(k, self.features.shape[-2]))
+        # An infinite query has scores of minus infinity as well, which are the smallest.
+        finite = queries.isfinite().all(-1, keepdim=True)
+        return torch.where(finite, indices, 0), mask & finite
+
+    def _nearest(self, centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if not compiles(centred, self.features, self.half_norms):
             return _search(centred, self.features, self.half_norms, k)
         if self.features.dim() == 2:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from skrl.kernels.distances import cross_distances
+from skrl.modes import precise
 from skrl.shapes import Bool, Float, Int, Tensor
 
 Localisation = Literal["hard", "continuous"]
@@ -21,7 +22,8 @@ class Neighbors(NamedTuple):
 
     Attributes:
         indices: positions in the support set, [*batch, B, k]; 0 where the mask is false, so any gather is legal.
-        distances: Euclidean distances, [*batch, B, k]; differentiable in queries and features, 0 where masked.
+        distances: Euclidean distances, [*batch, B, k], in float32 at least; differentiable in queries and features, 0
+            where masked.
         mask: true where a neighbour exists, [*batch, B, k]; a set with fewer than k points leaves the rest false.
     """
 
@@ -60,7 +62,9 @@ class NeighborSearch(ABC):
 
         Args:
             features: [*batch, M, d].
-            half_norms: ½‖x‖² of the features, [*batch, M], when the caller keeps them; +∞ marks an empty slot.
+            half_norms: ½‖x‖² of the features, [*batch, M], when the caller keeps them; +∞ marks an empty slot. Such
+                features should lie around the origin: what lies 100 times farther from it than from each other loses
+                neighbours to rounding in float32. Without half-norms exact search centres them itself.
         """
 
     def __call__(
@@ -97,7 +101,8 @@ def measured_neighbors(
         indices, mask = index.nearest(queries, k)
     # A query without neighbours may be no number, and zero times that would spoil the gradient.
     queries = torch.where(mask.any(-1, keepdim=True), queries, 0.0)
-    distances = cross_distances(queries, gather_points(features, indices))
+    # In half precision the square of a distance of 256 is infinite.
+    distances = cross_distances(precise(queries), precise(gather_points(features, indices)))
     return Neighbors(indices, torch.where(mask, distances, 0.0), mask)
 
 

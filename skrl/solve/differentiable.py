@@ -193,6 +193,7 @@ def _values_and_slopes(kernel: Kernel, r: Tensor) -> tuple[Array, Array]:
     with torch.enable_grad():
         r.requires_grad_()
         values = kernel(r)
-        (slopes,) = torch.autograd.grad(values.sum(), r)
+        # A constant kernel does not depend on the distance.
+        (slopes,) = torch.autograd.grad(values.sum() + 0.0 * r.sum(), r)
     r.requires_grad_(False)
     return values.detach().numpy(), slopes.numpy()

@@ -249,7 +249,7 @@ def _assembled(
     found: Tensor, answers: tuple[Array, Array, Array, Array], queries: Array, shape: tuple[int, int], k: int
 ) -> LocalWeights:
     weights, variance, jittered, failed = answers
-    # No score of such a query is below +∞, so the loops saw a query without neighbours.
+    # Such a query has no neighbours, or scores that no solve survives.
     failed |= ~np.isfinite(queries).all(-1)
     return LocalWeights(
         (found if found.shape[-1] == k else found[..., :k]).reshape(*shape, k),

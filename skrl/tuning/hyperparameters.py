@@ -11,14 +11,15 @@ import torch
 from skrl.checks import as_neighbors, check_ridge
 from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
+from skrl.kernels.formulas import make_kernel
 from skrl.modes import precise
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, Neighbors, NeighborSearch, gather_points
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_solve import factorise
-from skrl.tuning.leave_one_out import MAX_PROBES, Objective, column_scales, probe_rows
+from skrl.tuning.leave_one_out import MAX_PROBES, Objective, affordable_probes, column_scales, probe_rows
 from skrl.tuning.probes import Probes
-from skrl.tuning.sweep import COARSE_PROBES, Axis, Sweep
+from skrl.tuning.sweep import Axis, Sweep
 
 DEFAULT_RIDGE = 1e-2
 """λ where there is nothing to tune on, in units of κ(z, z)."""
@@ -54,7 +55,7 @@ class Tuned(NamedTuple):
 def tune(
     features: Float[Tensor, "points dim"],
     residuals: Float[Tensor, "points targets"],
-    kernel: Kernel,
+    kernel: str | Kernel,
     *,
     k: int | Sequence[int] = (16, 32, 64),
     lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float | None = None,
@@ -70,7 +71,7 @@ def tune(
     Args:
         features: X, [M, d]; a row that is not finite does not count.
         residuals: y − m of the supports, [M, c]; likewise.
-        kernel: a kernel.
+        kernel: a kernel or its name.
         k: neighbours per query, or candidates for it.
         lengthscale: ℓ > 0 to keep, one or one per dimension; swept when left out.
         ridge: λ ≥ 0 to keep; swept when left out.
@@ -93,6 +94,7 @@ def tune(
     if ridge is not None:
         check_ridge(ridge)
     _check(features, residuals, candidates, probes, rounds)
+    kernel = make_kernel(kernel, max(1, features.shape[1]))
     finite = features.isfinite().all(-1) & residuals.isfinite().all(-1)
     points, values = precise(features.detach()[finite]), precise(residuals.detach()[finite])
     if len(points) < 2 or values.shape[1] == 0:
@@ -102,7 +104,7 @@ def tune(
     with torch.autocast(points.device.type, enabled=False):
         support = make_support(points, unit, search)
         standardised = (values / column_scales(values)).to(support.points.dtype)
-        most = _affordable(probes, min(candidates[-1], len(points) - 1))
+        most = affordable_probes(probes, min(candidates[-1], len(points) - 1))
         probed = Probes.of(support.index, support.points, standardised, kernel, candidates[-1], most, localisation)
         sweep = Sweep(probed, _lengthscales(probed, lengthscale is None), _ridges(probed, ridge), objective)
         best, position = sweep.settings(candidates, rounds)
@@ -128,11 +130,6 @@ def _spread(points: Tensor) -> float:
     """Mean absolute deviation, one when it is zero: in its units squares neither overflow nor vanish."""
     spread = float((points - points.mean(0)).abs().mean()) if points.numel() else 0.0
     return spread if spread > 0.0 else 1.0
-
-
-def _affordable(probes: int, k: int) -> int:
-    """Probes whose distances take no more memory than those of 64 neighbours, but enough to tell settings apart."""
-    return min(probes, max(COARSE_PROBES // 2, probes * 64**2 // max(64, k) ** 2))
 
 
 def _lengthscales(probes: Probes, swept: bool) -> Axis:
@@ -210,7 +207,7 @@ def leave_one_out_rmse(
     neighbors: Neighbors,
     features: Float[Tensor, "*support dim"],
     residuals: Float[Tensor, "*support targets"],
-    kernel: Kernel,
+    kernel: str | Kernel,
     lengthscale: Float[Tensor, ""] | float,
     ridge: Float[Tensor, ""] | float,
     radius: Float[Tensor, "*queries"] | None = None,
@@ -221,7 +218,7 @@ def leave_one_out_rmse(
         neighbors: k neighbours of each of B queries, [*batch, B, k].
         features: [*batch, M, d].
         residuals: y − m of the support set, [*batch, M, c].
-        kernel: a radial kernel.
+        kernel: a radial kernel or its name.
         lengthscale: ℓ.
         ridge: λ.
         radius: where the windows of continuous localisation end, [*batch, B]; localisation is hard when left out.
@@ -229,6 +226,7 @@ def leave_one_out_rmse(
     Returns:
         A scalar in the units of the targets, differentiable in ℓ and λ.
     """
+    kernel = make_kernel(kernel, max(1, features.shape[-1]))
     system = factorise(neighbors, features, kernel, lengthscale, ridge, radius)
     errors = system.leave_one_out(gather_points(residuals, neighbors.indices).to(system.factor.dtype))
     count = system.mask.sum().clamp(min=1) * errors.shape[-1]

@@ -25,6 +25,7 @@ from skrl.checks import check_neighbors, check_ridge, check_rows, check_sets
 from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
+from skrl.kernels.formulas import make_kernel
 from skrl.modes import precise
 from skrl.search.neighbors import (
     Localisation,
@@ -40,6 +41,9 @@ from skrl.solve.local_solve import Prediction, factorise
 MAX_PROBES = 512
 """Support points whose errors are looked at; more would cost time and memory, not change the answer."""
 
+COARSE_PROBES = 128
+"""Probes that choose the region of settings in which all of them refine; half of them are always looked at."""
+
 FLAT = 1e-3
 """A column whose standard deviation is below this share of its root mean square counts as constant."""
 
@@ -52,6 +56,11 @@ def probe_rows(count: int, most: int = MAX_PROBES, device: torch.device | None =
     if count <= most:
         return torch.arange(count, device=device)
     return torch.arange(most, device=device) * (count - 1) // max(1, most - 1)
+
+
+def affordable_probes(probes: int, k: int) -> int:
+    """Probes whose distances take no more memory than those of 64 neighbours, but enough to tell settings apart."""
+    return min(probes, max(COARSE_PROBES // 2, probes * 64**2 // max(64, k) ** 2))
 
 
 def nearest_others(
@@ -149,7 +158,7 @@ def probe_losses(
 def leave_one_out_loss(
     features: Float[Tensor, "points dim"],
     residuals: Float[Tensor, "points targets"],
-    kernel: Kernel,
+    kernel: str | Kernel,
     lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float,
     ridge: Float[Tensor, ""] | float,
     k: int,
@@ -167,13 +176,13 @@ def leave_one_out_loss(
     Args:
         features: X, [M, d].
         residuals: y − m of the supports, [M, c].
-        kernel: a kernel.
+        kernel: a kernel or its name.
         lengthscale: ℓ, one or one per dimension, in the units of the features.
         ridge: λ.
         k: neighbours per prediction.
         objective: "error", the mean square error in units of the columns' variance, which is 1 − R²; or "likelihood",
             the negative log density per support.
-        probes: supports whose errors are looked at, evenly spaced.
+        probes: supports whose errors are looked at, evenly spaced; fewer than asked for where k exceeds 64.
         search: how neighbours are found; exact by default.
         localisation: hard or continuous.
 
@@ -186,11 +195,13 @@ def leave_one_out_loss(
     check_sets(None, features, residuals)
     check_neighbors(k, len(features))
     check_ridge(ridge)
+    kernel = make_kernel(kernel, max(1, features.shape[1]))
     features, residuals = precise(features), precise(residuals)
     check_rows("targets without prior_mean", residuals)
     with torch.autocast(features.device.type, enabled=False):
         support = make_support(features, lengthscale, search)
-        rows = probe_rows(len(features), probes, features.device)
+        most = affordable_probes(probes, min(k, len(features) - 1))
+        rows = probe_rows(len(features), most, features.device)
         points = support.scaled(features, lengthscale)
         others = nearest_others(support.index, points, rows, k + (localisation == "continuous"))
         neighbors, radius = within_radius(others, k, localisation)

@@ -13,11 +13,8 @@ from typing import NamedTuple
 import torch
 
 from skrl.shapes import Float, Tensor
-from skrl.tuning.leave_one_out import Objective, probe_losses
+from skrl.tuning.leave_one_out import COARSE_PROBES, Objective, probe_losses
 from skrl.tuning.probes import Probes
-
-COARSE_PROBES = 128
-"""Probes that choose the region in which all of them refine."""
 
 COARSE_STEPS = (8, 12)
 """Distance of the coarse grid's points, in smallest steps of lengthscale and ridge."""

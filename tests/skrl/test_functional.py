@@ -17,6 +17,7 @@ import skrl.search.exact
 from skrl import KERNELS, Prediction, compiling, make_kernel, sparse_kernel
 from skrl.functional import make_support
 from skrl.kernels import Kernel
+from skrl.kernels.distances import DIFFERENCES_DIM
 from skrl.search.neighbors import Localisation
 
 INF, NAN = float("inf"), float("nan")
@@ -117,7 +118,7 @@ def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch, path: 
     assert len(chunks) == (
         0
         if path == "compiled" and compiling.AVAILABLE
-        else math.ceil(7 / max(1, limit // (5 * dim if dim > 5 else 25)))
+        else math.ceil(7 / max(1, limit // (5 * dim if dim > DIFFERENCES_DIM else 25 * dim)))
     )
 
 
@@ -130,7 +131,7 @@ def test_a_chunk_holds_what_its_neighbours_need_and_no_more(monkeypatch: pytest.
     monkeypatch.setattr(skrl.functional, "MAX_GATHERED", 1000)
     sparse_kernel(*sets(5, queries=60), k=10**9)
     sparse_kernel(*sets(5, queries=60, targets=100), k=5)
-    assert rows == [40, 20] + [2] * 30
+    assert rows == [13, 13, 13, 13, 8] + [2] * 30
 
 
 # Precisions

@@ -18,6 +18,7 @@ from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor, nn
 
 from skrl import KERNELS, Prediction, SparseKernel, sparse_kernel
+from skrl.kernels import Kernel
 
 LENGTHSCALE, RIDGE = 1.3, 0.1
 SCIKIT: dict[str, sklearn_kernels.Kernel] = {
@@ -563,3 +564,60 @@ def test_solves_run_outside_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = predict(given, 16)
     assert_near(actual.mean, expected.mean, 1e-5)
+
+
+# The short way for few queries
+
+
+@pytest.mark.parametrize("dim", [3, 12])
+@pytest.mark.parametrize("rows", [1, 4, 500])
+@pytest.mark.parametrize("name", ["features", "targets", "fixed_lengthscale", "fixed_ridge"])
+def test_gradients_reach_what_stands_in_for_a_buffer(name: str, rows: int, dim: int) -> None:
+    given = data(40, rows, dim)
+    sparse = module(given, k=8)
+    stand_in = getattr(sparse, name).clone().requires_grad_()
+    answer = torch.func.functional_call(sparse, {name: stand_in}, (given.queries,))
+    torch.testing.assert_close(answer.detach(), sparse(given.queries))
+    (gradient,) = torch.autograd.grad(answer.sum(), stand_in)
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0.0
+
+
+@pytest.mark.parametrize("dim", [3, 12])
+def test_no_query_of_a_module_is_no_answer(dim: int) -> None:
+    given = data(60, 0, dim)
+    sparse = module(given, k=8)
+    assert sparse(given.queries).shape == (0, 2)
+    assert sparse.predict(given.queries).variance.shape == (0,)
+
+
+def test_a_kernel_that_holds_a_tensor_can_be_exchanged() -> None:
+    class Bent(Kernel):
+        def __init__(self, powers: list[float]) -> None:
+            self.powers = torch.tensor(powers, dtype=torch.float64)
+
+        def __call__(self, r: Tensor) -> Tensor:
+            return torch.exp(-r.unsqueeze(-1) * self.powers).mean(-1)
+
+        def __hash__(self) -> int:
+            return id(self)
+
+    given = data()
+    sparse = module(given, kernel=Bent([1.0, 2.0]), k=8)
+    before = sparse(given.queries)
+    sparse.kernel = Bent([3.0, 4.0])
+    assert not torch.equal(sparse(given.queries), before)
+    torch.testing.assert_close(sparse(given.queries), module(given, kernel=sparse.kernel, k=8)(given.queries))
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16])
+def test_settings_keep_their_precision(convert: Callable[[nn.Module], nn.Module], learn: bool) -> None:
+    given = data(dtype=torch.float32)
+    sparse = convert(module(given, lengthscale=1e5, ridge=1e-8, learn_kernel=learn))
+    assert (sparse.features.dtype, sparse.lengthscale.dtype) == (
+        sparse(given.queries.to(sparse.features)).dtype,
+        torch.float32,
+    )
+    assert sparse.lengthscale.item() == pytest.approx(1e5, rel=1e-5)
+    assert sparse.ridge.item() == pytest.approx(1e-8, rel=1e-5)

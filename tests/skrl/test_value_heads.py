@@ -265,3 +265,44 @@ def test_residuals_that_are_not_finite_are_named(value: float) -> None:
     ):
         head.write_targets(residuals)
     assert head.amplitude.item() == 1.0
+
+
+def test_deviations_without_ridge_have_gradients_on_a_support() -> None:
+    head = line_head(ResidualHead, [0.0, 1.0], [1.0, 2.0])
+    queries = at(0.0, 0.5).requires_grad_()
+    bounds = head.optimistic(queries, torch.zeros(2, 1, dtype=torch.float64), 1.0)
+    (gradient,) = torch.autograd.grad((head.deviation(queries) + bounds).sum(), queries)
+    assert gradient.isfinite().all()
+
+
+def test_amplitude_counts_what_is_remembered() -> None:
+    head = ResidualHead(1, 4, 2)
+    features = torch.randn(1, 4, 2)
+    features[0, 2] = float("nan")
+    head.memory.write(features, torch.tensor([4]))
+    head.write_targets(torch.ones(1, 4))
+    assert head.amplitude.item() == 1.0
+
+
+def test_a_head_in_half_precision_measures_in_float32() -> None:
+    """Squares of the distances are beyond float16."""
+    head = ResidualHead(1, 50, 3, k=8)
+    head.memory.write(400.0 * torch.randn(1, 50, 3), torch.tensor([50]), torch.randn(1, 50, 1))
+    head.lengthscale.fill_(400.0)
+    queries = (400.0 * torch.randn(20, 3)).half()
+    half = head.half()
+    correction = half.correction(queries)
+    torch.testing.assert_close(correction.float(), half.float().correction(queries.float()), atol=2e-3, rtol=2e-3)
+    assert not head.fallbacks.item()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_query_that_is_not_finite_leaves_the_gradient_finite(value: float) -> None:
+    head = ResidualHead(2, 20, 3, k=8)
+    fill(head, [20, 20])
+    queries = torch.randn(3, 3)
+    queries[1, 0] = value
+    queries.requires_grad_()
+    (gradient,) = torch.autograd.grad(head.correction(queries).sum(), queries)
+    assert gradient.isfinite().all()
+    assert gradient[0].abs().sum() > 0.0

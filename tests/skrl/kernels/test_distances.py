@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from skrl.kernels.distances import (
+    DIFFERENCES_DIM,
     block_distances,
     centred_points,
     cross_distances,
@@ -36,9 +37,10 @@ def test_what_is_not_a_number_does_not_become_zero() -> None:
     """Zero would claim that the two points coincide."""
     assert safe_sqrt(torch.tensor([float("nan"), float("inf")])).isfinite().tolist() == [False, False]
     assert cross_distances(torch.tensor([[float("nan")]]), torch.zeros(1, 2, 1)).isnan().all()
-    assert block_distances(torch.tensor([[float("nan")], [0.0]])).isnan().all()
-    overflowing = block_distances(torch.tensor([[0.0], [1e30]]))
-    assert overflowing.diagonal().isnan().all()  # no solve can mistake such a block for a valid one
+    for dim in (1, DIFFERENCES_DIM + 1):
+        assert block_distances(torch.tensor([[float("nan")], [0.0]]).expand(2, dim))[0].isnan().all()
+        overflowing = block_distances(torch.tensor([[0.0], [1e30]]).expand(2, dim))
+        assert not overflowing.isfinite().all()  # no solve can mistake such a block for a valid one
 
 
 def test_cross_distances_by_hand() -> None:
@@ -81,7 +83,7 @@ def test_block_distances_by_hand() -> None:
     torch.testing.assert_close(block_distances(square), expected)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 8, 64])
+@pytest.mark.parametrize("dim", [1, 2, DIFFERENCES_DIM, DIFFERENCES_DIM + 1, 64])
 def test_block_distances_equal_differences(dim: int) -> None:
     points = torch.randn(2, 3, 9, dim, dtype=torch.float64)
     distances = block_distances(points)
@@ -174,3 +176,11 @@ def test_a_point_whose_norm_is_not_finite_is_an_empty_slot(value: float) -> None
     assert centred[4].tolist() == [0.0] * 3
     assert centred.isfinite().all()
     assert centre.abs().max() < 3.0
+
+
+@pytest.mark.parametrize("dim", [1, 3, DIFFERENCES_DIM])
+def test_near_points_in_a_wide_block_keep_their_distance(dim: int) -> None:
+    """A product would round it to zero."""
+    points = torch.zeros(3, dim)
+    points[:, 0] = torch.tensor([0.0, 3e-4, 3.0])
+    assert block_distances(points)[0, 1].item() == pytest.approx(3e-4)

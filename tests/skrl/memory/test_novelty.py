@@ -164,8 +164,16 @@ def test_bounds_around_a_newcomer_are_its_neighbours_variances() -> None:
         ({"k": 0}, "k is 0"),
         ({"kernel": "polynomial"}, "needs a radial kernel"),
         ({"kernel": "matrn32"}, "did you mean 'matern32'"),
+        ({"lengthscale": float("inf")}, "lengthscale is inf"),
+        ({"ridge": float("nan")}, "ridge is nan"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Novelty(SupportMemory(1, 4, 2), **settings)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_fraction_of_a_neighbour_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"k is 2.5, but must be a whole number"):
+        Novelty(SupportMemory(1, 4, 2), k=2.5)  # type: ignore[arg-type]

@@ -123,6 +123,8 @@ def test_p_greedy_does_not_depend_on_the_origin_or_on_autocast() -> None:
         ({"lengthscale": 0.0}, "lengthscale is 0.0"),
         ({"lengthscale": float("nan")}, "lengthscale is nan"),
         ({"ridge": -0.1}, "ridge is -0.1"),
+        ({"ridge": float("nan")}, "ridge is nan"),
+        ({"lengthscale": float("inf")}, "lengthscale is inf"),
         ({"kernel": "polynomial"}, "needs a radial kernel"),
         ({"kernel": "matern"}, "did you mean 'matern"),
         ({"features": torch.tensor([[0.0], [float("nan")]])}, "features row 1 is not finite"),

@@ -375,3 +375,9 @@ def test_digits_of_targets_that_the_features_precision_lacks_count() -> None:
     LinearRegressor().fit(x, np.stack([np.full(60, 0.7), x[:, 0]], axis=1))  # a constant that float32 lacks
     wide = x.astype(np.float64)
     assert LinearRegressor().fit(wide, y).score(wide, y) > rounded.score(x, y)
+
+
+@pytest.mark.parametrize("estimator", [SparseKernelClassifier(), LinearClassifier()], ids=repr)
+def test_a_state_of_something_else_is_said_to_be_one(estimator: Readout) -> None:
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        estimator.load_state_dict(nn.Linear(3, 2).state_dict())

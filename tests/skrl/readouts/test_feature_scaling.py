@@ -114,3 +114,13 @@ def test_whole_numbers_are_scaled(scaling: Scaling) -> None:
     whole = FEATURES.long()
     scaled = FeatureScaling.fit(whole, scaling)(whole)
     torch.testing.assert_close(scaled.double(), FeatureScaling.fit(FEATURES, scaling)(FEATURES), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_half_precision_is_scaled(scaling: Scaling, dtype: torch.dtype) -> None:
+    features = torch.randn(50, 4).to(dtype)
+    scaled = FeatureScaling.fit(features, scaling)(features)
+    assert scaled.dtype == dtype
+    exact = FeatureScaling.fit(features.float(), scaling)(features.float())
+    torch.testing.assert_close(scaled.float().abs(), exact.abs(), rtol=0.1, atol=0.1)  # axes have no sign

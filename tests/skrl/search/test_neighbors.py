@@ -301,3 +301,28 @@ def test_half_precision_is_searched_in_float32(dtype: torch.dtype, scale: float)
     features, queries = ((scale * torch.randn(rows, 6)).to(dtype) for rows in (500, 20))
     expected = ExactSearch()(queries.float(), features.float(), 10)
     assert torch.equal(ExactSearch()(queries, features, 10).indices, expected.indices)
+
+
+@pytest.mark.parametrize("compile_loops", [True, False])
+@pytest.mark.parametrize("dim", [3, 12])
+@pytest.mark.parametrize("sets", [None, 2])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_query_that_is_not_finite_has_no_neighbours(
+    monkeypatch: pytest.MonkeyPatch, compile_loops: bool, dim: int, sets: int | None, value: float
+) -> None:
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and compile_loops)
+    shape = () if sets is None else (sets,)
+    features, queries = torch.randn(*shape, 50, dim), torch.randn(*shape, 3, dim)
+    queries[..., 1, 0] = value
+    indices, mask = ExactIndex(features).nearest(queries, 4)
+    assert mask.all(-1).tolist() == torch.tensor([True, False, True]).expand(*shape, 3).tolist()
+    assert not mask[..., 1, :].any()
+    assert not indices[..., 1, :].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_distances_of_half_precision_do_not_overflow(dtype: torch.dtype) -> None:
+    features, queries = (1000.0 * torch.randn(2, 60, 3)).to(dtype), (1000.0 * torch.randn(2, 5, 3)).to(dtype)
+    neighbors, exact = (ExactSearch()(q, x, 4) for q, x in ((queries, features), (queries.double(), features.double())))
+    assert neighbors.distances.dtype == torch.float32
+    torch.testing.assert_close(neighbors.distances.double(), exact.distances, rtol=1e-5, atol=0.0)

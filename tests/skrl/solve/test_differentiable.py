@@ -158,3 +158,14 @@ def test_what_it_cannot_carry_goes_through_plain_torch() -> None:
         slope = forward_ad.unpack_dual(mean).tangent
     assert slope is not None
     torch.testing.assert_close(slope[1:].detach(), (plain[0] - plain[1])[1:] / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+def test_a_constant_kernel_has_no_gradient_in_places() -> None:
+    class Constant(Kernel):
+        def __call__(self, r: Tensor) -> Tensor:
+            return torch.ones_like(r)
+
+    results = answers(problem(), Constant(), "hard", 8)
+    assert not results["queries"].any()
+    assert not results["features"].any()
+    assert results["targets"].any()

@@ -15,6 +15,7 @@ from skrl.functional import sparse_kernel
 from skrl.kernels import Gaussian, Kernel, Matern32, Matern52, Polynomial
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation
+from skrl.tuning import tune
 from skrl.tuning.leave_one_out import Objective, column_scales, leave_one_out_loss, nearest_others, probe_rows
 
 OBJECTIVES = get_args(Objective)
@@ -215,3 +216,12 @@ def test_gradients(
     for value in settings:
         value.requires_grad_()
     assert torch.autograd.gradcheck(loss, settings)
+
+
+@pytest.mark.parametrize("k", [16, 128])
+def test_the_loss_is_the_score_of_tune(k: int) -> None:
+    """Also where many neighbours leave room for fewer probes."""
+    features, targets = data(700)
+    tuned = tune(features, targets, "matern32", k=k, lengthscale=2.0, ridge=0.1)
+    loss = leave_one_out_loss(features, targets, "matern32", 2.0, 0.1, k)
+    assert loss.item() == pytest.approx(tuned.score, rel=1e-9)

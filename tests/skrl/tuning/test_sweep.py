@@ -12,8 +12,9 @@ from torch import Tensor
 
 from skrl.kernels import Matern32
 from skrl.solve.local_solve import Prediction
+from skrl.tuning.leave_one_out import COARSE_PROBES
 from skrl.tuning.probes import Probes
-from skrl.tuning.sweep import COARSE_PROBES, Axis, Position, Sweep
+from skrl.tuning.sweep import Axis, Position, Sweep
 
 LENGTHSCALES, RIDGES = Axis(2.0, 2.0**0.25, -20, 16), Axis(0.01, 10.0**0.125, -40, 40)
 Landscape = Callable[[float, float, int], float]
