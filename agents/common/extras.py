@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 
+def not_installed(wanted: str, package: str | None, extra: str) -> str:
+    """What to tell a user who asks for something that needs a package of an extra.
+
+    Args:
+        wanted: what was asked for.
+        package: the package that is missing.
+        extra: the extra that brings it.
+    """
+    return (
+        f"{wanted} needs {package}, which is not installed; "
+        f'in a checkout run: pip install -e ".[{extra}]", elsewhere: pip install "sparse-kernel-rl[{extra}]"'
+    )
+
+
 def missing_from_zoo(wanted: str, error: ModuleNotFoundError) -> str:
-    """What to tell a user who asks for something that needs a package of the extra `zoo`.
+    """The same for a package of the extra `zoo`.
 
     Args:
         wanted: what was asked for.
         error: raised when its package was imported.
     """
-    return (
-        f"{wanted} needs {error.name}, which is not installed; "
-        'run: pip install "sparse-kernel-rl[zoo]", or in a checkout: pip install -e ".[zoo]"'
-    )
+    return not_installed(wanted, error.name, "zoo")

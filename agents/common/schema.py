@@ -118,8 +118,8 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
 
     Args:
         value: what the file or the command line holds.
-        hint: type of the field: bool, int, float, str, `Literal`, optional, `tuple[X, ...]`, a dataclass, or one of
-            these with a `Range` in `Annotated`.
+        hint: type of the field: bool, int, float, str, `Literal`, optional, `tuple[X, ...]`, `dict[str, Any]`, a
+            dataclass, or one of these with a `Range` in `Annotated`.
         name: dotted name of the setting, for messages.
 
     Returns:
@@ -136,6 +136,8 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None or value in ("None", "null") else coerce(value, inner, name)
+    if origin is dict:
+        return _free_mapping(value, name)
     if origin is tuple:
         return _sequence(value, arguments[0], name)
     if isinstance(hint, type) and is_dataclass(hint):
@@ -151,7 +153,7 @@ def construct(schema: type[T], values: Mapping[str, Any]) -> T:
     """
     arguments = coerce_mapping(schema, values)
     for name, value in arguments.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and is_dataclass(field_types(schema)[name]):
             arguments[name] = construct(field_types(schema)[name], value)
     try:
         return schema(**arguments)
@@ -212,6 +214,13 @@ def _nested(value: Any, schema: type, name: str) -> Any:
     if not isinstance(value, Mapping):
         raise _wrong_type(value, "a mapping", name)
     return coerce_mapping(schema, value, f"{name}.")
+
+
+def _free_mapping(value: Any, name: str) -> Values:
+    """Whatever another program takes, so that nothing is coerced."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise _wrong_type(value, "a mapping of names to values", name)
+    return dict(value)
 
 
 def _boolean(value: Any, name: str) -> bool:

@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "n_steps": 3,
     "target_update_interval": 100,
     "exploration_fraction": 0.12,
+    "exploration_final_eps": 0.15,
     "exploration_zeta": 2.0,
     "huber_threshold": 4.0,
 }

@@ -23,10 +23,7 @@ from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from agents.kernel_ddqn.live_kernel import LiveKernel
 from agents.kernel_qrdqn.policies import KernelQRDQNCnnPolicy, KernelQRDQNMultiInputPolicy, KernelQRDQNPolicy
 
-DEFAULTS: dict[str, Any] = {
-    **{name: value for name, value in KERNEL_DDQN.items() if name != "huber_threshold"},
-    "exploration_final_eps": 0.05,
-}
+DEFAULTS: dict[str, Any] = {name: value for name, value in KERNEL_DDQN.items() if name != "huber_threshold"}
 """Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; those of KernelDDQN."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
+import yaml
 
 from agents.common.schema import ConfigError, Values, leaf_types, nearest
 
@@ -46,7 +47,8 @@ def nest_flags(schema: type, flags: Mapping[str, Sequence[str]]) -> Values:
 
     Args:
         schema: the dataclass.
-        flags: words by dotted setting name; `no_NAME` switches a truth value off.
+        flags: words by dotted setting name; `no_NAME` switches a truth value off, and what follows the name of a free
+            mapping is a key of it, whose value is read as YAML.
 
     Returns:
         Settings for `agents.common.schema.coerce_mapping`.
@@ -57,6 +59,10 @@ def nest_flags(schema: type, flags: Mapping[str, Sequence[str]]) -> Values:
     leaves = leaf_types(schema)
     values: Values = {}
     for flag, words in flags.items():
+        free, _, key = flag.partition(".")
+        if key and free in leaves and get_origin(_bare(leaves[free])) is dict:
+            values.setdefault(free, {})[key] = yaml.safe_load(_value(flag, words, str))
+            continue
         negated = flag.removeprefix("no_")
         if flag not in leaves and negated in leaves and _bare(leaves[negated]) is bool and not words:
             values[negated] = False

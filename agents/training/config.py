@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from agents.common.schema import (
     CommandLineOnly,
@@ -34,7 +34,10 @@ class RunConfig:
     """Learning algorithm: kernel_ddqn, kernel_ppo, kernel_sac, ddqn, ppo, sac, or another that the README lists."""
 
     env: str = "CartPole-v1"
-    """Gymnasium id of the environment."""
+    """Gymnasium id of the environment; module:Name-v0 imports the module that registers it."""
+
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment's constructor: --env-kwargs.is-slippery false."""
 
     max_episode_steps: Count | None = None
     """Actions after which an episode is cut; None leaves that to the environment."""
@@ -110,10 +113,10 @@ class QLearningConfig(RunConfig):
     """Share of the budget over which the exploration rate falls."""
 
     exploration_initial_eps: Fraction = 1.0
-    """Probability of a random action, or of beginning one where they last, at the start."""
+    """Share of random actions at the start."""
 
     exploration_final_eps: Fraction = 0.05
-    """Probability of a random action, or of beginning one where they last, after the fall."""
+    """Share of random actions after the fall."""
 
 
 @dataclass(frozen=True)

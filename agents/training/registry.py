@@ -106,7 +106,7 @@ AGENTS = {
             "ppo",
             NormalizedPPO,
             PPOConfig,
-            "Proximal policy optimisation with RL Zoo's settings.",
+            "Proximal policy optimisation, with RL Zoo's settings where configs/ppo.yaml has a section.",
             action_spaces=EVERY_ACTION,
         ),
         AgentSpec("ddqn", DoubleDQN, DoubleDQNConfig, "Double DQN."),

@@ -44,20 +44,23 @@ def _python() -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
-def show_evaluation(evaluation: Evaluation, title: str, video: Path | None) -> None:
-    """Print the table of an evaluation, and where its video lies."""
+def show_evaluation(evaluation: Evaluation, title: str, unit: str = "steps") -> None:
+    """Print the table of an evaluation, with what lengths are counted in."""
     lengths = evaluation.lengths
     table = Table(show_header=False)
     table.add_row("episodes", str(len(evaluation.returns)))
     table.add_row("return", f"{evaluation.mean:.2f} ± {evaluation.std:.2f}")
     table.add_row("lowest", f"{min(evaluation.returns):.2f}")
     table.add_row("highest", f"{max(evaluation.returns):.2f}")
-    table.add_row("mean length", f"{sum(lengths) / len(lengths):.1f} steps")
+    table.add_row("mean length", f"{sum(lengths) / len(lengths):.1f} {unit}")
     console = Console()
     _print_line(console, title)
     console.print(table)
-    if video is not None:
-        _print_line(console, f"video        {shlex.quote(str(video))}")
+
+
+def show_video(video: Path) -> None:
+    """Print where a film lies."""
+    _print_line(Console(), f"video        {shlex.quote(str(video))}")
 
 
 def _print_line(console: Console, line: str) -> None:

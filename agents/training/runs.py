@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +31,13 @@ from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
 from agents.training.settings import dump_config, load_config
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two runs apart
+    fcntl = None  # type: ignore[assignment]
+
 Checkpoint = Literal["final", "best"]
+LOCK = ".lock"
 OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*", "*-episode-0.mp4")
 
 
@@ -105,6 +112,30 @@ class RunFolder:
                     "--run-dir, or overwrite them with --force"
                 ) from error
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it until the block, or this process, ends.
+
+        Raises:
+            ConfigError: another run is in it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / LOCK, "w")  # noqa: SIM115  closed below, at the end of the block
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the run folder {self.path}: {error}; choose another with --run-dir"
+            ) from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise ConfigError(
+                        f"another run is writing to {self.path}; choose another folder with --run-dir"
+                    ) from error
+            yield
+
     def clear(self) -> None:
         """Make the folder, and remove what an earlier run left in it: the result first, for it marks a finished one.
 
@@ -137,6 +168,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
     Raises:
         ConfigError: the agent does not serve the environment, the budget is too small for it to learn anything, or the
             run folder is taken.
+        KeyboardInterrupt: the user interrupted learning; `model.zip` holds what was learned so far.
     """
     start = perf_counter()
     folder = RunFolder.of(config)
@@ -144,6 +176,18 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
     check_budget(config)
     torch.set_num_threads(config.threads)
     model = build_model(config, env)
+    with folder.locked():
+        return _train(config, model, eval_env, folder, report, start)
+
+
+def _train(
+    config: RunConfig,
+    model: BaseAlgorithm,
+    eval_env: VecEnv,
+    folder: RunFolder,
+    report: Callable[[int, Evaluation], None],
+    start: float,
+) -> RunResult:
     folder.clear()
     # A folder of runs may be moved and shared, so its files do not say where it lay.
     write_text(folder.config, dump_config(replace(config, run_dir=None)))
@@ -234,6 +278,9 @@ def _learn(
     start = perf_counter()
     try:
         model.learn(config.total_timesteps, callback=evaluation, progress_bar=config.progress_bar)
+    except KeyboardInterrupt:
+        atomic_write(folder.model("final"), model.save)
+        raise
     finally:
         model.logger.close()
     return evaluation, perf_counter() - start

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.utils.save_video import save_video
+from gymnasium.error import DependencyNotInstalled
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.common.extras import not_installed
 from agents.common.schema import ConfigError
 
 FALLBACK_FRAMES_PER_SECOND = 30
@@ -31,12 +33,26 @@ def record_episode(model: BaseAlgorithm, env: VecEnv, seed: int, folder: Path, n
         The mp4 file.
 
     Raises:
-        ConfigError: the environment renders no RGB arrays.
+        ConfigError: the environment renders no RGB arrays, or the package that writes films is missing.
     """
+    save_video = film_writer()
     frames = play_episode(model, env, seed)
     fps = env.get_attr("metadata", indices=0)[0].get("render_fps", FALLBACK_FRAMES_PER_SECOND)
     save_video(list(frames), str(folder), episode_trigger=lambda _: True, name_prefix=name, fps=fps)
     return folder / f"{name}-episode-0.mp4"
+
+
+def film_writer() -> Callable[..., None]:
+    """Gymnasium's `save_video`, which can be had only where moviepy is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        from gymnasium.utils.save_video import save_video
+    except (ImportError, DependencyNotInstalled) as error:
+        raise ConfigError(not_installed("--video", "moviepy", "video")) from error
+    return save_video
 
 
 def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArray[np.uint8]]:
