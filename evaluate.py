@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +25,11 @@ from agents.common.schema import ConfigError, Range, Seed, construct
 from agents.training.command_line import nest_flags, print_help, split_flags
 from agents.training.evaluation import FINAL_SEED_OFFSET, evaluate_greedily, evaluation_copies
 from agents.training.registry import present_device
-from agents.training.report import show_evaluation
+from agents.training.report import show_evaluation, show_video
 from agents.training.runs import Checkpoint, RunFolder, load_model
 from agents.training.settings import load_config
-from agents.training.video import record_episode
-from envs import UnknownEnvironmentError, make_env
+from agents.training.video import film_writer, record_episode
+from envs import ATARI_NAMESPACE, EnvironmentArgumentError, UnknownEnvironmentError, make_env
 
 HELP = ("-h", "--help")
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             print_help(EvaluateOptions, EvaluateOptions(), "evaluate.py", "Score a saved run with greedy episodes.")
         else:
             run(read_options(argv))
-    except (ConfigError, UnknownEnvironmentError, DependencyNotInstalled) as error:
+    except (ConfigError, UnknownEnvironmentError, EnvironmentArgumentError, DependencyNotInstalled) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -83,7 +84,9 @@ def read_options(argv: Sequence[str]) -> EvaluateOptions:
 
 
 def run(options: EvaluateOptions) -> None:
-    """Rebuild the model, play, and print the table."""
+    """Rebuild the model, play, print the table, and film."""
+    if options.video:
+        film_writer()  # Said now, where it is missing, and not after the episodes.
     folder = RunFolder(Path(options.run_dir))
     if not folder.path.is_dir():
         raise ConfigError(f"there is no run folder {folder.path}")
@@ -92,18 +95,21 @@ def run(options: EvaluateOptions) -> None:
     torch.set_num_threads(config.threads)
     seed = config.seed + FINAL_SEED_OFFSET if options.seed is None else options.seed
     limit = config.max_episode_steps
-    env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True, max_episode_steps=limit)
-    film_env = make_env(config.env, evaluation=True, max_episode_steps=limit)
+    make = partial(make_env, config.env, evaluation=True, max_episode_steps=limit, env_kwargs=config.env_kwargs)
+    env = make(n_envs=evaluation_copies(config))
     try:
         model = load_model(config, env, folder.model(options.checkpoint))
         evaluation = evaluate_greedily(model, env, options.episodes, seed)
-        name = f"{options.checkpoint}-seed{seed}"
-        video = record_episode(model, film_env, seed, folder.path, name) if options.video else None
     finally:
         env.close()
-        film_env.close()
     title = f"{config.agent} on {config.env}, seed {config.seed}, {options.checkpoint} model"
-    show_evaluation(evaluation, title, video)
+    show_evaluation(evaluation, title, unit="frames" if config.env.startswith(ATARI_NAMESPACE) else "steps")
+    if options.video:
+        env = make()
+        try:
+            show_video(record_episode(model, env, seed, folder.path, f"{options.checkpoint}-seed{seed}"))
+        finally:
+            env.close()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 try:
     from agents.startup import check_installation
@@ -25,7 +26,7 @@ from agents.training.registry import find_agent
 from agents.training.report import report_evaluation, show_training
 from agents.training.runs import RunFolder, train
 from agents.training.settings import resolve
-from envs import UnknownEnvironmentError, make_env
+from envs import EnvironmentArgumentError, UnknownEnvironmentError, make_env
 
 HELP = ("-h", "--help")
 
@@ -39,14 +40,18 @@ def main(argv: Sequence[str]) -> int:
             print_help(type(config), config, "train.py", description)
         else:
             run(config)
-    except (ConfigError, UnknownEnvironmentError, DependencyNotInstalled) as error:
+    except (ConfigError, UnknownEnvironmentError, EnvironmentArgumentError, DependencyNotInstalled) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("train.py: interrupted; the run folder holds no result.json and may be used again", file=sys.stderr)
+        print(
+            "train.py: interrupted; model.zip holds what was learned so far. Without a result.json the run counts as "
+            "unfinished, and another may take its folder",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -55,9 +60,9 @@ def run(config: RunConfig) -> None:
     """Build the environments, train, and print the closing table."""
     folder = RunFolder.of(config)
     folder.check_free(force=config.force)
-    limit = config.max_episode_steps
-    env = make_env(config.env, n_envs=config.n_envs, seed=config.seed, max_episode_steps=limit)
-    eval_env = make_env(config.env, n_envs=evaluation_copies(config), evaluation=True, max_episode_steps=limit)
+    make = partial(make_env, config.env, max_episode_steps=config.max_episode_steps, env_kwargs=config.env_kwargs)
+    env = make(n_envs=config.n_envs, seed=config.seed)
+    eval_env = make(n_envs=evaluation_copies(config), evaluation=True)
     report = report_evaluation if config.progress_bar else lambda step, evaluation: None
     try:
         result = train(config, env, eval_env, report)

@@ -14,7 +14,7 @@ class EpisodeQuota(gym.Wrapper[Any, Any, Any, Any]):
     others, which nobody counts, until the longest has ended. Without a quota nothing is changed.
 
     Args:
-        env: the environment.
+        env: the environment, inside SB3's `Monitor`.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -38,7 +38,8 @@ class EpisodeQuota(gym.Wrapper[Any, Any, Any, Any]):
         if self._rests:
             return self._last_observation, 0.0, False, False, {}
         self._last_observation, reward, terminated, truncated, info = self.env.step(action)
-        if self._episodes_left is not None and (terminated or truncated):
+        # A life that is lost may end an episode for the agent; the monitor below tells when the game is over.
+        if self._episodes_left is not None and "episode" in info:
             self._episodes_left -= 1
         return self._last_observation, reward, terminated, truncated, info
 

@@ -19,6 +19,8 @@ from envs import tabular
 from envs.episode_quota import EpisodeQuota
 
 ATARI_NAMESPACE = "ALE/"
+"""Beginning of the ids that come with Atari's preprocessing; what `Monitor` counts of them are emulator frames."""
+
 MINATAR_NAMESPACE = "MinAtar/"
 STACKED_FRAMES = 4
 REPEATED_FRAMES = 4
@@ -39,6 +41,10 @@ class UnknownEnvironmentError(ValueError):
     """No environment can be made under this id; the message names the nearest one that can."""
 
 
+class EnvironmentArgumentError(ValueError):
+    """An environment's constructor does not take an argument; the message is its own."""
+
+
 def make_env(
     env_id: str,
     *,
@@ -57,8 +63,10 @@ def make_env(
         env_id: any Gymnasium id, of Atari games those above; `module:Name-v0` imports the module first.
         n_envs: copies stepped together in this process.
         seed: seed of the first copy, the next ones count up; None for an arbitrary one.
-        evaluation: whether the return is to be the game's own: Atari rewards are then not clipped to their sign, and
-            the loss of a life does not end the episode. Each copy then is an :class:`EpisodeQuota`, too.
+        evaluation: whether the return is to be the game's own: Atari rewards are then not clipped to their sign. The
+            loss of a life ends what the agent sees as an episode, as in training, since some games wait for a button
+            then, which the wrappers press; what `Monitor` reports, and SB3's `evaluate_policy` counts, are whole games.
+            Each copy then is an :class:`EpisodeQuota`, too.
         max_episode_steps: actions after which an episode is cut; None for the environment's own limit, and where it has
             none for :data:`EVALUATION_LIMIT` in evaluations: a greedy policy that runs into a wall never ends one.
         env_kwargs: arguments of the environment's constructor.
@@ -68,6 +76,7 @@ def make_env(
 
     Raises:
         UnknownEnvironmentError: no such id, or another one of an Atari game; the message names the nearest one.
+        EnvironmentArgumentError: the constructor does not take an argument.
     """
     require_known(env_id)
     kwargs, is_atari = env_kwargs or {}, env_id.startswith(ATARI_NAMESPACE)
@@ -82,12 +91,15 @@ def make_env(
 
     def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         if is_atari:
-            env = AtariWrapper(
-                env, frame_skip=REPEATED_FRAMES, terminal_on_life_loss=not evaluation, clip_reward=not evaluation
-            )
+            env = AtariWrapper(env, frame_skip=REPEATED_FRAMES, clip_reward=not evaluation)
         return EpisodeQuota(env) if evaluation else env
 
-    env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=wrapped, env_kwargs=kwargs)
+    try:
+        env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=wrapped, env_kwargs=kwargs)
+    except TypeError as error:
+        if not env_kwargs:
+            raise
+        raise EnvironmentArgumentError(f"{env_id} does not take {env_kwargs}: {error}") from error
     return VecFrameStack(env, n_stack=STACKED_FRAMES) if is_atari else env
 
 
@@ -141,6 +153,9 @@ def _import_registering(module: str, env_id: str) -> None:
 def _register_minatar() -> None:
     """Register the MinAtar games, which their package does only when asked."""
     if find_spec("minatar") is None:
-        raise UnknownEnvironmentError("MinAtar is not installed; run: pip install 'sparse-kernel-rl[minatar]'")
+        raise UnknownEnvironmentError(
+            "MinAtar is not installed; in a checkout run: pip install -e '.[minatar]', "
+            "elsewhere: pip install 'sparse-kernel-rl[minatar]'"
+        )
     if not any(known.startswith(MINATAR_NAMESPACE) for known in registry):
         importlib.import_module("minatar.gym").register_envs()

@@ -6,13 +6,16 @@ python examples/probe_agent.py runs/ddqn/LunarLander-v3/seed0 --noise 1 --steps 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from agents import AgentProbe, probe_agent
+from agents.common.schema import ConfigError
+from agents.training.registry import present_device
 from agents.training.runs import RunFolder, load_model
 from agents.training.settings import load_config
 from envs import make_env
@@ -39,7 +42,9 @@ def main(settings: Settings) -> AgentProbe:
     """Probe, print the tables, draw the figure into the run folder, and give the scores back."""
     folder = RunFolder(settings.run_dir)
     config = load_config(folder.config)
-    env = make_env(config.env, seed=settings.seed, max_episode_steps=config.max_episode_steps)
+    config = replace(config, device=present_device(config.device))
+    limit, arguments = config.max_episode_steps, config.env_kwargs
+    env = make_env(config.env, seed=settings.seed, max_episode_steps=limit, env_kwargs=arguments)
     model = load_model(config, env, folder.model("final"))
     probe = probe_agent(model, env, steps=settings.steps, noise=settings.noise, seed=settings.seed)
     print(probe.to_markdown())
@@ -49,4 +54,7 @@ def main(settings: Settings) -> AgentProbe:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except ConfigError as error:
+        sys.exit(f"probe_agent.py: {error}")

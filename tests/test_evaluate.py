@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_video_shows_one_episode(dqn_run: Path, capsys: pytest.CaptureFixture[st
     frames = iio.imread(film)
     assert len(frames) >= 8
     assert frames.shape[1:] == (400, 600, 3)
+
+
+def test_without_a_film_writer_there_are_scores(
+    dqn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    monkeypatch.setitem(sys.modules, "moviepy.video.io.ImageSequenceClip", None)
+    monkeypatch.delitem(sys.modules, "gymnasium.utils.save_video", raising=False)
+    assert evaluate.main([str(dqn_run), "--episodes", "1"]) == 0
+    capsys.readouterr()
+    assert evaluate.main([str(dqn_run), "--episodes", "1", "--video"]) == 2
+    output = capsys.readouterr()
+    assert "--video needs moviepy" in output.err
+    assert 'pip install -e ".[video]"' in output.err
+    assert not output.out
 
 
 @pytest.mark.parametrize(

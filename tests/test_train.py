@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from agents.training.config import DoubleDQNConfig, PPOConfig
-from agents.training.evaluation import Evaluation
+from agents.training.evaluation import Evaluation, PeriodicEvaluation
 from agents.training.provenance import commit
 from agents.training.registry import AGENTS
 from agents.training.runs import RunFolder
@@ -213,6 +213,41 @@ def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(
         assert run(tmp_path, "--agent", "dqn", "--force") == 130
     assert not (tmp_path / "result.json").exists()
     assert run(tmp_path, "--agent", "dqn") == 0
+
+
+def test_an_interrupted_run_keeps_what_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(evaluation: PeriodicEvaluation) -> bool:
+        if evaluation.num_timesteps == 60:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(PeriodicEvaluation, "_on_step", interrupted)
+    assert run(tmp_path, "--agent", "ddqn") == 130
+    assert "model.zip holds what was learned so far" in capsys.readouterr().err
+    assert not (tmp_path / "result.json").exists()
+    assert evaluate.main([str(tmp_path), "--episodes", "1"]) == 0
+
+
+def test_two_runs_keep_out_of_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fcntl")
+    with RunFolder(tmp_path).locked():
+        assert run(tmp_path, "--agent", "dqn") == 2
+    assert f"another run is writing to {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "config.yaml").exists()
+    assert run(tmp_path, "--agent", "dqn") == 0
+
+
+def test_arguments_of_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--agent", "dqn", "--env-kwargs.n-states", "7") == 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["env_kwargs"] == {"n_states": 7}
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path), "--episodes", "1"]) == 0  # the network fits 7 states alone
+    assert run(tmp_path, "--agent", "dqn", "--env-kwargs.n-stats", "7", "--force") == 2
+    error = capsys.readouterr().err
+    assert "Chain-v0 does not take {'n_stats': 7}" in error
+    assert error.count("\n") == 1
 
 
 def test_run_that_can_learn_nothing_stops_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 
 from agents.training.evaluation import evaluate_greedily
 from envs import EpisodeQuota, make_env
@@ -39,7 +40,7 @@ def play(env: EpisodeQuota, steps: int, seed: int | None = None) -> list[tuple[l
 
 
 def test_rests_after_its_episodes() -> None:
-    counted = Counted(gym.make("CartPole-v1"))
+    counted = Counted(Monitor(gym.make("CartPole-v1")))
     env = EpisodeQuota(counted)
     env.set_quota(2)
     seen = play(env, 60, seed=0)
@@ -54,12 +55,12 @@ def test_rests_after_its_episodes() -> None:
 
 def test_without_a_quota_nothing_changes() -> None:
     plain = gym.make("CartPole-v1")
-    assert play(EpisodeQuota(gym.make("CartPole-v1")), 60, seed=3) == play(plain, 60, seed=3)  # type: ignore[arg-type]
+    assert play(EpisodeQuota(Monitor(gym.make("CartPole-v1"))), 60, seed=3) == play(plain, 60, seed=3)  # type: ignore[arg-type]
 
 
 def test_no_episode_at_all() -> None:
     """A copy beyond the number of episodes has to answer resets and steps too."""
-    env = EpisodeQuota(gym.make("CartPole-v1"))
+    env = EpisodeQuota(Monitor(gym.make("CartPole-v1")))
     env.set_quota(0)
     seen = play(env, 30, seed=0)
     assert not any(ended for *_, ended in seen)

@@ -8,10 +8,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import DQN
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs import UnknownEnvironmentError, make_env
+from agents.training.evaluation import evaluate_greedily
+from envs import EnvironmentArgumentError, UnknownEnvironmentError, make_env
 from envs.make_env import EVALUATION_LIMIT
 
 
@@ -63,8 +65,8 @@ def test_atari_skips_frames_once_and_keeps_sticky_actions() -> None:
     env.close()
 
 
-@pytest.mark.parametrize(("evaluation", "expected"), [(False, 1.0), (True, 200.0)])
-def test_atari_rewards_are_clipped_in_training_only(evaluation: bool, expected: float) -> None:
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_atari_rewards_are_clipped_in_training_only(evaluation: bool) -> None:
     env = make_env("ALE/SpaceInvaders-v5", evaluation=evaluation)
     clip = env.unwrapped.envs[0]
     rewards = []
@@ -73,23 +75,31 @@ def test_atari_rewards_are_clipped_in_training_only(evaluation: bool, expected: 
             rewards.append(clip.reward(200.0))
         clip = clip.env
     env.close()
-    assert rewards == ([] if evaluation else [expected])
+    assert rewards == ([] if evaluation else [1.0])
 
 
-def test_loss_of_a_life_ends_training_episodes_only() -> None:
-    lives_at_end = {}
-    for evaluation in (False, True):
-        env = make_env("ALE/Breakout-v5", seed=0, evaluation=evaluation)
-        env.reset()
-        done = False
-        while not done:
-            _, _, dones, infos = env.step(np.array([0]))
-            done = bool(dones[0])
-            if infos[0]["lives"] < 5 and evaluation and not done:
-                break
-        lives_at_end[evaluation] = (infos[0]["lives"], done)
-        env.close()
-    assert lives_at_end == {False: (4, True), True: (4, False)}
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_a_lost_life_ends_an_episode_and_the_last_one_the_game(evaluation: bool) -> None:
+    """Of Breakout, where the wrappers serve the next ball and a policy that never does would wait for ever."""
+    env = make_env("ALE/Breakout-v5", seed=0, evaluation=evaluation)
+    env.reset()
+    lives, games = [], []
+    while not games:
+        _, _, dones, infos = env.step(np.array([3]))
+        if dones[0]:
+            lives.append(infos[0]["lives"])
+            games += [infos[0]["episode"]] if "episode" in infos[0] else []
+    env.close()
+    assert lives == [4, 3, 2, 1, 0]
+    assert games[0]["l"] < 2000
+
+
+def test_an_evaluation_of_atari_counts_games() -> None:
+    env = make_env("ALE/Breakout-v5", n_envs=2, evaluation=True)
+    evaluation = evaluate_greedily(DQN("CnnPolicy", env, buffer_size=2, seed=0), env, 2, seed=0)
+    env.close()
+    assert len(evaluation.returns) == 2
+    assert all(100 < length < 20_000 for length in evaluation.lengths)
 
 
 def test_minatar_is_registered_on_demand() -> None:
@@ -104,6 +114,8 @@ def test_arguments_reach_the_constructor() -> None:
     env = make_env("Chain-v0", env_kwargs={"n_states": 7})
     assert env.observation_space.shape == (7,)
     env.close()
+    with pytest.raises(EnvironmentArgumentError, match=r"Chain-v0 does not take .*'n_stats'"):
+        make_env("Chain-v0", env_kwargs={"n_stats": 7})
 
 
 @pytest.mark.parametrize(
