@@ -218,8 +218,26 @@ def test_the_window_has_no_jump(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
+def snippets_of(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
 def test_the_snippets_of_the_documentation_run() -> None:
-    text = (ROOT / "docs" / "kernel_module.md").read_text(encoding="utf-8")
-    snippets = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    snippets = snippets_of("docs/kernel_module.md")
     assert len(snippets) >= 8
     exec(compile("\n".join(snippets), "docs/kernel_module.md", "exec"), {})
+
+
+def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, with budgets cut short and nothing else changed."""
+    monkeypatch.chdir(tmp_path)
+    snippets = snippets_of("README.md")
+    assert len(snippets) >= 7
+    program = re.sub(r"learn\([\d_]+", "learn(600", "\n".join(snippets))
+    program, shortened = re.subn(r"(seed=0|noise=0.5)\)", r"\1, steps=1_000)", program)
+    assert shortened == 2
+    names: dict[str, object] = {}
+    exec(compile(program, "README.md", "exec"), names)
+    assert (tmp_path / "policy.pt").exists()
+    assert float(names["accuracy"]) > 0.9  # type: ignore[arg-type]
