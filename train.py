@@ -24,7 +24,7 @@ from agents.training.config import RunConfig
 from agents.training.evaluation import evaluation_copies
 from agents.training.registry import find_agent
 from agents.training.report import report_evaluation, show_training
-from agents.training.runs import RunFolder, train
+from agents.training.runs import InterruptedLearning, RunFolder, train
 from agents.training.settings import resolve
 from envs import EnvironmentArgumentError, UnknownEnvironmentError, make_env
 
@@ -46,12 +46,9 @@ def main(argv: Sequence[str]) -> int:
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(
-            "train.py: interrupted; model.zip holds what was learned so far. Without a result.json the run counts as "
-            "unfinished, and another may take its folder",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as interrupt:
+        kept = "; model.zip holds what was learned so far" if isinstance(interrupt, InterruptedLearning) else ""
+        print(f"train.py: interrupted, the run is unfinished and another may take its folder{kept}", file=sys.stderr)
         return 130
     return 0
 

@@ -236,14 +236,17 @@ class SparseKernel(nn.Module):
         return ", ".join(parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseKernel:
-        """As in every module, but lengthscale and ridge keep float32: in half precision many are zero or infinite."""
+        """As in every module, but lengthscale and ridge keep float32: in half precision many are zero or infinite.
+
+        Their gradients are dropped by a conversion to half precision.
+        """
         names = [name for name in SETTINGS if getattr(self, name, None) is not None]
         before = {name: getattr(self, name).detach() for name in names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():
             present = getattr(self, name)
             if present.dtype in (torch.float16, torch.bfloat16):
-                present.data = precise(value).to(present.device)
+                present.data, present.grad = precise(value).to(present.device), None
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from stable_baselines3 import DQN
 
 import evaluate
 import train
-from agents.training.video import as_picture
+from agents.training.video import as_picture, play_episode
+from envs import make_env
 
 # Programs from end to end take twice as long with checks of shapes, which the tests of their parts make.
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -88,6 +90,13 @@ def test_video_shows_one_episode(dqn_run: Path, capsys: pytest.CaptureFixture[st
     frames = iio.imread(film)
     assert len(frames) >= 8
     assert frames.shape[1:] == (400, 600, 3)
+
+
+def test_a_film_of_atari_shows_a_game() -> None:
+    env = make_env("ALE/Breakout-v5", evaluation=True)
+    frames = play_episode(DQN("CnnPolicy", env, buffer_size=1, seed=0), env, seed=0)
+    env.close()
+    assert len(frames) > 60  # five lives; the first ends after 23 actions
 
 
 def test_without_a_film_writer_there_are_scores(

@@ -218,6 +218,11 @@ def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(
 def test_an_interrupted_run_keeps_what_it_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("train.make_env", lambda *args, **keywords: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(tmp_path, "--agent", "ddqn") == 130
+    assert "model.zip" not in capsys.readouterr().err
+
     def interrupted(evaluation: PeriodicEvaluation) -> bool:
         if evaluation.num_timesteps == 60:
             raise KeyboardInterrupt

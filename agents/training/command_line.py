@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
@@ -61,7 +62,10 @@ def nest_flags(schema: type, flags: Mapping[str, Sequence[str]]) -> Values:
     for flag, words in flags.items():
         free, _, key = flag.partition(".")
         if key and free in leaves and get_origin(_bare(leaves[free])) is dict:
-            values.setdefault(free, {})[key] = yaml.safe_load(_value(flag, words, str))
+            target = values.setdefault(free, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{spelled(free)} takes its values by name: {spelled(flag)} {' '.join(words)}")
+            target[key] = _free_value(flag, _value(flag, words, str))
             continue
         negated = flag.removeprefix("no_")
         if flag not in leaves and negated in leaves and _bare(leaves[negated]) is bool and not words:
@@ -99,6 +103,18 @@ def _value(flag: str, words: Sequence[str], hint: Any) -> Any:
     if len(words) != 1:
         raise ConfigError(f"{spelled(flag)} takes one value, but got {len(words)}: {' '.join(words) or 'none'}")
     return words[0]
+
+
+def _free_value(flag: str, word: str) -> Any:
+    """A word as YAML reads it, but for the numbers that YAML 1.1 takes for text, such as 1e-3."""
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{spelled(flag)} is {word!r}, which is no YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _bare(hint: Any) -> Any:

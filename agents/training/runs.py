@@ -37,8 +37,12 @@ except ImportError:  # Windows, where nothing keeps two runs apart
     fcntl = None  # type: ignore[assignment]
 
 Checkpoint = Literal["final", "best"]
-LOCK = ".lock"
+LOCK = ".run.lock"
 OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*", "*-episode-0.mp4")
+
+
+class InterruptedLearning(KeyboardInterrupt):
+    """The user interrupted a run whose model has been saved."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,12 @@ class RunFolder:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
+                except BlockingIOError as error:
                     raise ConfigError(
                         f"another run is writing to {self.path}; choose another folder with --run-dir"
                     ) from error
+                except OSError:
+                    pass  # a file system without locks, where nothing keeps two runs apart
             yield
 
     def clear(self) -> None:
@@ -168,7 +174,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
     Raises:
         ConfigError: the agent does not serve the environment, the budget is too small for it to learn anything, or the
             run folder is taken.
-        KeyboardInterrupt: the user interrupted learning; `model.zip` holds what was learned so far.
+        InterruptedLearning: the user interrupted learning; `model.zip` holds what was learned so far.
     """
     start = perf_counter()
     folder = RunFolder.of(config)
@@ -177,6 +183,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
     torch.set_num_threads(config.threads)
     model = build_model(config, env)
     with folder.locked():
+        folder.check_free(force=config.force)  # Another run may have ended here meanwhile.
         return _train(config, model, eval_env, folder, report, start)
 
 
@@ -278,9 +285,9 @@ def _learn(
     start = perf_counter()
     try:
         model.learn(config.total_timesteps, callback=evaluation, progress_bar=config.progress_bar)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         atomic_write(folder.model("final"), model.save)
-        raise
+        raise InterruptedLearning from interrupt
     finally:
         model.logger.close()
     return evaluation, perf_counter() - start

@@ -60,7 +60,7 @@ def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArr
 
     Args:
         model: a trained algorithm.
-        env: a single environment that renders to RGB arrays.
+        env: a single environment that renders to RGB arrays, under SB3's `Monitor`.
         seed: seed of the environment's next reset.
 
     Returns:
@@ -79,8 +79,8 @@ def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArr
             raise ConfigError("this environment renders no pictures (render mode rgb_array), so leave --video out")
         frames.append(as_picture(frame))
         actions, _ = model.predict(observations, deterministic=True)
-        observations, _, dones, _ = env.step(actions)
-        finished = bool(dones[0])
+        observations, _, dones, infos = env.step(actions)
+        finished = bool(dones[0]) and "episode" in infos[0]  # The monitor tells a game that is over from a lost life.
     return frames
 
 

@@ -614,7 +614,11 @@ def test_a_kernel_that_holds_a_tensor_can_be_exchanged() -> None:
 @pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16])
 def test_settings_keep_their_precision(convert: Callable[[nn.Module], nn.Module], learn: bool) -> None:
     given = data(dtype=torch.float32)
-    sparse = convert(module(given, lengthscale=1e5, ridge=1e-8, learn_kernel=learn))
+    sparse = module(given, lengthscale=1e5, ridge=1e-8, learn_kernel=learn)
+    if learn:
+        sparse(given.queries).sum().backward()
+    sparse = convert(sparse)
+    assert all(parameter.grad is None for parameter in sparse.parameters())
     assert (sparse.features.dtype, sparse.lengthscale.dtype) == (
         sparse(given.queries.to(sparse.features)).dtype,
         torch.float32,

@@ -236,6 +236,8 @@ def test_dump_and_load_give_the_same_settings(agent: str, tmp_path: Path) -> Non
         (("--agent", "knn_ddqn", "--kernel.head", "network_free"), "use --agent kernel_q"),
         (("--env-kwargs", "3"), "env_kwargs is '3' (str), but must be a mapping of names to values"),
         (("--env-kwargs.size", "3", "4"), "--env-kwargs.size takes one value, but got 2"),
+        (("--env-kwargs.size", "[3"), "--env-kwargs.size is '[3', which is no YAML"),
+        (("--env-kwargs", "3", "--env-kwargs.size", "4"), "--env-kwargs takes its values by name: --env-kwargs.size 4"),
         (("--seed",), "--seed takes one value, but got 0"),
         (("--seed", "1", "2"), "--seed takes one value, but got 2"),
         (("--seed", "1", "--seed=2"), "--seed is given twice"),
@@ -278,7 +280,14 @@ def test_leaves_cover_nested_settings() -> None:
 
 
 def test_arguments_of_an_environment_are_read_as_yaml() -> None:
-    config = from_words("--env-kwargs.is-slippery", "false", "--env-kwargs.map_name=8x8", "--env-kwargs.size", "7")
-    assert config.env_kwargs == {"is_slippery": False, "map_name": "8x8", "size": 7}
+    config = from_words(
+        "--env-kwargs.is-slippery",
+        "false",
+        "--env-kwargs.map_name=8x8",
+        "--env-kwargs.size",
+        "7",
+        "--env-kwargs.slope=1e-3",
+    )
+    assert config.env_kwargs == {"is_slippery": False, "map_name": "8x8", "size": 7, "slope": 1e-3}
     with pytest.raises(ConfigError, match=r"env_kwargs is 3 \(int\), but must be a mapping"):
         construct(RunConfig, {"env_kwargs": 3})
