@@ -31,7 +31,8 @@ class ConvNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits, [B, classes], of grey values, [B, 1, size, size]."""
-        return self.fc(self.blocks(pixels).mean((-2, -1)))
+        logits: Tensor = self.fc(self.blocks(pixels).mean((-2, -1)))
+        return logits
 
 
 class VisionTransformer(nn.Module):
@@ -59,7 +60,8 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits, [B, classes], of grey values, [B, 1, size, size]."""
         tokens = self.patches(pixels).flatten(2).mT + self.positions
-        return self.fc(self.norm(self.blocks(tokens)).mean(1))
+        logits: Tensor = self.fc(self.norm(self.blocks(tokens)).mean(1))
+        return logits
 
 
 class Block(nn.Module):
@@ -76,7 +78,8 @@ class Block(nn.Module):
         """Tokens to tokens, [B, T, WIDTH]."""
         normed = self.norm1(tokens)
         tokens = tokens + self.dropout(self.attention(normed, normed, normed, need_weights=False)[0])
-        return tokens + self.dropout(self.mlp(self.norm2(tokens)))
+        mixed: Tensor = self.dropout(self.mlp(self.norm2(tokens)))
+        return tokens + mixed
 
 
 def convolution(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -120,7 +123,7 @@ def train(model: nn.Module, images: Images, epochs: int, seed: int, learning_rat
         for pixels, labels in loader:
             loss = functional.cross_entropy(model(pixels), labels)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += float(loss.detach()) * len(labels)

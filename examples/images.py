@@ -52,7 +52,8 @@ class Images:
         """Batches (pixels, labels), in a new random order each time when a seed is given, else in order."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         data = TensorDataset(self.pixels, self.labels)
-        return DataLoader(data, batch_size=batch_size, shuffle=seed is not None, generator=generator)
+        shuffled = seed is not None
+        return DataLoader(data, batch_size=batch_size, shuffle=shuffled, generator=generator)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from skrl import SparseKernel
+from skrl.search.neighbors import LOCALISATIONS
 
 COLOURS = {"hard": "#c2410c", "continuous": "#1d4ed8"}
 
@@ -37,7 +38,7 @@ def predictions(features: Tensor, targets: Tensor, queries: Tensor, k: int) -> d
     """What both forms of one kernel answer, [B] each; lengthscale and ridge are the same."""
     return {
         form: SparseKernel(features, targets, k=k, lengthscale=0.3, ridge=0.1, localisation=form)(queries)[:, 0]
-        for form in COLOURS
+        for form in LOCALISATIONS
     }
 
 

@@ -116,10 +116,10 @@ class MLPReadout:
         optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=weight_decay)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(epochs):
-            for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
+            for rows in torch.split(torch.randperm(len(labels), generator=generator), BATCH):
                 loss = functional.cross_entropy(model(features[rows]), labels[rows])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             yield
 

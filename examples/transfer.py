@@ -78,7 +78,7 @@ READOUTS: dict[str, Callable[[int], Readout]] = {
 
 def frozen_features(model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
     """What reaches ``model.fc``, [n, d], batch by batch, and the labels."""
-    return collect_features(images.loader(), backbone=model, head=model.fc)
+    return collect_features(images.loader(), backbone=model, head=model.get_submodule("fc"))
 
 
 def transfer(settings: Settings, images: Images, backbone: str, seed: int) -> Iterator[Row]:

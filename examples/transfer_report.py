@@ -79,7 +79,9 @@ def summary(rows: Sequence[Row]) -> str:
         cell = [row for row in rows if (row.backbone, row.labels) == (backbone, labels)]
         accuracies = {name: [100 * row.accuracy for row in cell if row.readout == name] for name in names}
         seconds = {name: np.mean([row.seconds for row in cell if row.readout == name]) for name in names}
-        differences = np.subtract(accuracies["sparse kernel"], accuracies[RIVAL])
+        differences = [
+            ours - theirs for ours, theirs in zip(accuracies["sparse kernel"], accuracies[RIVAL], strict=True)
+        ]
         texts = [f"{Interval.of(accuracies[name]).text(1)} % in {seconds[name]:.2f} s" for name in names]
         lines.append(
             "| "
