@@ -168,7 +168,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
 
 
 # Not the ablations, which are of before ε was the share of random steps.
-@pytest.mark.parametrize("name", ["proof", "baselines", "qrdqn", "continuous", "slow_decay", "long", "kernel_ppo"])
+@pytest.mark.parametrize("name", ["proof", "baselines", "qrdqn", "continuous", "slow_decay", "slow_lunar", "long", "kernel_ppo"])
 def test_published_cells_are_still_what_their_command_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = BENCHMARKS / "results" / name
     words = shlex.split((folder / "command.txt").read_text())
