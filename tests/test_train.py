@@ -21,7 +21,7 @@ from agents.training.config import DoubleDQNConfig, PPOConfig
 from agents.training.evaluation import Evaluation, PeriodicEvaluation
 from agents.training.provenance import commit
 from agents.training.registry import AGENTS
-from agents.training.runs import RunFolder
+from agents.training.runs import LOCK, RunFolder
 from agents.training.runs import train as train_run
 from envs import ChainEnv, make_env
 
@@ -89,7 +89,7 @@ def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.Captu
     assert 0.0 < result["train_seconds"] < result["wall_seconds"]
     expected = {"python", "torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "sparse_kernel_rl"}
     assert set(result["versions"]) == expected
-    names = {file.name.split(".")[0] for file in tmp_path.iterdir()}
+    names = {file.name.split(".")[0] for file in tmp_path.iterdir() if file.name != LOCK}
     assert names == {"config", "model", "best_model", "events", "result"}
     output = capsys.readouterr().out
     assert f"{agent} on {env}, seed 3" in output
