@@ -89,8 +89,8 @@ def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.Captu
     assert 0.0 < result["train_seconds"] < result["wall_seconds"]
     expected = {"python", "torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "sparse_kernel_rl"}
     assert set(result["versions"]) == expected
-    names = {file.name.split(".")[0] for file in tmp_path.iterdir() if file.name != LOCK}
-    assert names == {"config", "model", "best_model", "events", "result"}
+    names = {file.name.split(".")[0] for file in tmp_path.iterdir()}
+    assert names == {"config", "model", "best_model", "events", "result", LOCK.split(".")[0]}
     output = capsys.readouterr().out
     assert f"{agent} on {env}, seed 3" in output
     assert f"{Path(sys.executable).name} -m tensorboard.main --logdir {tmp_path}" in output

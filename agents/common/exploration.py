@@ -31,7 +31,7 @@ class LastingActions:
             raise ValueError(f"exploration_zeta is {exponent}, but must be above 1 (2 is usual), or None")
         self.exponent = exponent
         self._lengths = np.arange(1, LONGEST + 1)
-        self._odds = self._lengths**-exponent
+        self._odds = self._lengths ** -float(exponent)  # numpy raises whole numbers to no negative whole power
         self._odds /= self._odds.sum()
         self._mean_length = float(self._lengths @ self._odds)
         self._left = np.zeros(0, dtype=np.int64)

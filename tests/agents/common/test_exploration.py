@@ -50,8 +50,9 @@ def test_the_share_of_random_steps_is_what_was_asked_for(exponent, share) -> Non
     assert np.mean(steps[LONGEST:]) == pytest.approx(share, abs=0.02)
 
 
-def test_every_action_is_as_likely() -> None:
-    explores, actions = LastingActions(2.0).draw(1.0, 20_000, 4, np.random.default_rng(3))
+@pytest.mark.parametrize("exponent", [2, 2.0])
+def test_every_action_is_as_likely(exponent) -> None:
+    explores, actions = LastingActions(exponent).draw(1.0, 20_000, 4, np.random.default_rng(3))
     assert explores.all()
     assert np.bincount(actions, minlength=4) / 20_000 == pytest.approx(0.25, abs=0.02)
 
