@@ -127,9 +127,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / LOCK, "w")  # noqa: SIM115  closed below, at the end of the block
         except OSError as error:
-            raise ConfigError(
-                f"cannot write the run folder {self.path}: {error}; choose another with --run-dir"
-            ) from error
+            raise self._unwritable(error) from error
         with file:
             if fcntl is not None:
                 try:
@@ -143,20 +141,20 @@ class RunFolder:
             yield
 
     def clear(self) -> None:
-        """Make the folder, and remove what an earlier run left in it: the result first, for it marks a finished one.
+        """Remove what an earlier run left in the folder: the result first, for it marks a finished one.
 
         Raises:
             ConfigError: the folder cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             for pattern in OWN_FILES:
                 for file in self.path.glob(pattern):
                     file.unlink()
         except OSError as error:
-            raise ConfigError(
-                f"cannot write the run folder {self.path}: {error}; choose another with --run-dir"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"cannot write the run folder {self.path}: {error}; choose another with --run-dir")
 
 
 def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[int, Evaluation], None]) -> RunResult:
