@@ -26,13 +26,13 @@ from tasks import BUDGETS
 
 from agents import KernelDQNPolicy, attach_kernel_head
 from agents.common.atomic_save import atomic_write
+from agents.common.schema import ConfigError
 from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_greedily
 from agents.training.provenance import commit, versions
 from agents.training.registry import build_model
 from agents.training.settings import dump_config, resolve
 from envs import make_env
 
-RESULTS = Path(__file__).resolve().parent / "results"
 COPIES = 5
 """Copies of the environment in which the kernel's experience is collected."""
 
@@ -60,10 +60,13 @@ class Attach:
     """Greedy episodes of each of the two evaluations, from the same starts."""
 
     models: Path = Path("runs/attach")
-    """Folder of the stopped models; those of the same settings and commit are used again."""
+    """Folder of the stopped models; those of the same settings and clean commit are used again."""
 
     name: str = "attach"
-    """Name of the result files in benchmarks/results."""
+    """Stem of the result files."""
+
+    results: Path = Path(__file__).resolve().parent / "results"
+    """Where they go; a trial belongs elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,19 @@ class StopAt(BaseCallback):
 
 
 def stopped_model(settings: Attach, agent: str, env: str, seed: int, source: str | None) -> DQN:
-    """A model trained for a share of its budget, from its file where that is of these settings and this commit."""
+    """A model trained for a share of its budget, from its file where that is of these settings and this commit.
+
+    Raises:
+        ConfigError: the agent is no DQN, to which alone a head can be attached.
+    """
     file = settings.models / agent / env / f"seed{seed}" / f"share{settings.share:g}.zip"
     config = resolve({"agent": [agent], "env": [env], "seed": [str(seed)], "device": ["cpu"]})
     model = build_model(config, make_env(env, n_envs=config.n_envs, seed=seed))
-    assert isinstance(model, DQN)
+    if not isinstance(model, DQN):
+        raise ConfigError(f"{agent} is no DQN, to which alone a kernel head can be attached; take ddqn or dqn")
     origin, made = file.with_suffix(".yaml"), f"# commit {source}\n{dump_config(config)}"
-    if not file.exists() or not origin.exists() or origin.read_text(encoding="utf-8") != made:
+    known = source is not None and not source.endswith("-dirty")
+    if not known or not file.exists() or not origin.exists() or origin.read_text(encoding="utf-8") != made:
         model.set_logger(configure(None, []))
         model.learn(config.total_timesteps, callback=StopAt(round(settings.share * config.total_timesteps)))
         atomic_write(file, model.save)
@@ -155,7 +164,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def write(settings: Attach, rows: Sequence[Row], source: str | None) -> None:
     """The table, and every model as a line of a CSV file."""
-    with (RESULTS / f"{settings.name}.csv").open("w", newline="", encoding="utf-8") as file:
+    with (settings.results / f"{settings.name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _rounded(value) for name, value in asdict(row).items()} for row in rows)
@@ -180,19 +189,33 @@ def write(settings: Attach, rows: Sequence[Row], source: str | None) -> None:
         "|" + "---|" * (header.count("|") - 1),
         *(summary(group) for group in groups),
     ]
-    (RESULTS / f"{settings.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (settings.results / f"{settings.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _rounded(value: object) -> object:
     return round(value, 2) if isinstance(value, float) else value
 
 
-def main() -> None:
-    """Measure every model and write the results after each, so that an interrupt keeps what there is."""
+def main() -> int:
+    """Measure every model and write the results after each, so that an interrupt keeps what there is.
+
+    Returns:
+        The exit status, 2 for an agent that nothing can be attached to.
+    """
     settings = tyro.cli(Attach, description=__doc__)
+    try:
+        measure_all(settings)
+    except ConfigError as error:
+        print(f"attach.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure_all(settings: Attach) -> None:
+    """Every model, one after the other."""
     torch.set_num_threads(1)
-    source = commit(ignore=("benchmarks/results",))
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    source = commit()
+    settings.results.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     # A throw-away call first: the compiled loops are translated once per installation.
     env = make_env("CartPole-v1", n_envs=COPIES, seed=0)
@@ -206,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

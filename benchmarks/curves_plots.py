@@ -33,8 +33,7 @@ def plot_curves(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
     """
     envs, colours = environments(runs), colours_of(runs, baseline)
     if len(colours) > 1 + len(COLOURS):
-        for suffix in SUFFIXES:
-            stem.with_name(stem.name + suffix).unlink(missing_ok=True)  # of when there were fewer
+        remove(stem)  # of when there were fewer
         return
     lines: dict[str, Line2D] = {}
     figure, panels = plt.subplots(1, len(envs), figsize=(4.2 * len(envs), 3.4), squeeze=False)
@@ -73,6 +72,7 @@ def _seeds(runs: Runs, variant: str) -> str:
 def plot_intervals(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
     """Normalised interquartile means and probabilities of improvement with their intervals, if anything aggregates."""
     if not common_tasks(runs, tasks):
+        remove(stem)  # of when there was something
         return
     names, colours = variants(runs, baseline), colours_of(runs, baseline)
     figure, panels = plt.subplots(1, 4, figsize=(14, 1.2 + 0.4 * len(names)), sharey=True)
@@ -103,6 +103,12 @@ def colours_of(runs: Runs, baseline: str) -> dict[str, str]:
     names = variants(runs, baseline)
     wheel = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
     return dict(zip(names, [BASELINE_COLOUR, *wheel], strict=False))
+
+
+def remove(stem: Path) -> None:
+    """Remove a figure in every format."""
+    for suffix in SUFFIXES:
+        stem.with_name(stem.name + suffix).unlink(missing_ok=True)
 
 
 def save(figure: Figure, stem: Path) -> None:

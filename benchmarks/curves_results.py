@@ -42,6 +42,8 @@ class Run:
     wall_seconds: float
     versions: Mapping[str, str | None]
     commit: str | None
+    machine: str | None
+    """None in older results."""
     settings: Mapping[str, Any]
     """`config.yaml`, without what belongs to this run alone."""
 
@@ -73,14 +75,14 @@ def read_runs(folder: Path) -> Runs:
 
     Raises:
         ValueError: runs of one variant on one environment had different settings, a file is no result, or it lies in
-            the folder of another seed.
+            the folder of another environment or seed.
     """
     runs: Runs = {}
     for file in sorted(folder.glob("*/**/seed*/result.json")):
-        variant, *_, seed_folder = file.parent.relative_to(folder).parts
+        variant, *middle, seed_folder = file.parent.relative_to(folder).parts
         run = _read(file, variant)
-        if seed_folder != f"seed{run.seed}":
-            raise ValueError(f"{file} is of seed {run.seed}, so that its folder should be seed{run.seed}; move it away")
+        if (place := f"{'/'.join(middle)}/{seed_folder}") != (own := f"{run.env}/seed{run.seed}"):
+            raise ValueError(f"{file} lies in {place}, but is of {own}, and would count twice; move it away")
         runs.setdefault((run.env, run.variant), []).append(run)
     for (env, variant), group in runs.items():
         group.sort(key=lambda run: run.seed)
@@ -130,10 +132,9 @@ def _begun(folder: Path) -> set[tuple[str, str, int]]:
 
 
 def _read(file: Path, variant: str) -> Run:
-    settings = _settings(file.with_name("config.yaml"))
     try:
-        return _of(json.loads(file.read_text()), settings, variant)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return _of(json.loads(file.read_text()), _settings(file.with_name("config.yaml")), variant)
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is no result of train.py ({error!r}); remove it, and run the cell again") from error
 
 
@@ -153,6 +154,7 @@ def _of(result: Mapping[str, Any], settings: Mapping[str, Any], variant: str) ->
         wall_seconds=result["wall_seconds"],
         versions=result["versions"],
         commit=result["commit"],
+        machine=result.get("machine"),
         settings={name: value for name, value in settings.items() if name not in OF_ONE_RUN},
     )
 

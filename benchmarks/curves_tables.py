@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -29,9 +28,9 @@ MEASURES: dict[str, Measure] = {"AUC": lambda run: run.area, "final": lambda run
 NOTHING = "–"
 
 EXPLANATION = """AUC: mean greedy return of the evaluations during training. Final: greedy return after the budget. IQM:
-interquartile mean over seeds; in brackets 95 % bootstrap intervals, seeds drawn anew within each environment. P: how
-probable it is that a run is better than one of {baseline}, ties counted half. Seconds are training wall clock without
-evaluations."""
+interquartile mean over seeds; in brackets 95 % bootstrap intervals, seeds drawn anew within each environment, and none
+where all resamples agree, which is no certainty. P: how probable it is that a run is better than one of {baseline},
+ties counted half. Seconds are training wall clock without evaluations."""
 
 
 def values(group: Sequence[Run], measure: Measure) -> Scores:
@@ -67,8 +66,9 @@ def markdown(
         score_table(runs, baseline),
         "## Steps and seconds",
         "*Reached*: seeds with an evaluation at the threshold; medians over all seeds, ∞ unless more than half "
-        f"reached it. *× {baseline}*: ratio of mean training seconds. *Final / best*: the final model's score over "
-        "that of the best evaluation, which looks better than it is, for it is the luckiest of many short ones.",
+        f"reached it. *× {baseline}*: ratio of mean training seconds, where both are of one machine and commit. "
+        "*Final / best*: the final model's score over that of the best evaluation, which looks better than it is, for "
+        "it is the luckiest of many short ones.",
         cost_table(runs, tasks, baseline),
         "## Every seed",
         "Area under the curve / final return.",
@@ -84,7 +84,8 @@ def provenance(runs: Runs, commands: Sequence[str]) -> str:
     packages = dict.fromkeys(name for run in every for name in run.versions)
     versions = ", ".join(f"{name} {_versions(every, name)}" for name in packages)
     shown = ", ".join(f"`{command}`" for command in commands) or "commands unknown"
-    return f"{shown} · commit {commits} · {platform.machine()}, one thread per run · {versions}."
+    machines = " and ".join(dict.fromkeys(run.machine or "unknown machine" for run in every))
+    return f"{shown} · commit {commits} · {machines} · {versions}."
 
 
 def _versions(every: Sequence[Run], package: str) -> str:
@@ -121,12 +122,13 @@ def score_table(runs: Runs, baseline: str) -> str:
     rows = []
     for env, variant, group in _ordered(runs, baseline):
         row = [env, variant, f"{group[0].total_timesteps:,}", str(len(group))]
+        digits = _digits(runs, env)
         for measure in MEASURES.values():
             scores, theirs = values(group, measure), runs.get((env, baseline))
             better = NOTHING
             if theirs and variant != baseline:
                 better = bracketed(improvement_interval([scores], [values(theirs, measure)]), 2)
-            row += [_mean(scores), bracketed(bootstrap_interval(scores), 0), better]
+            row += [_mean(scores, digits), bracketed(bootstrap_interval(scores), digits), better]
         rows.append(row)
     return table(head, rows)
 
@@ -139,9 +141,10 @@ def cost_table(runs: Runs, tasks: Tasks, baseline: str) -> str:
     for env, variant, group in _ordered(runs, baseline):
         seconds, theirs = values(group, lambda run: run.train_seconds), runs.get((env, baseline))
         ratio = NOTHING
-        if theirs:
+        if variant == baseline:
+            ratio = "1"
+        elif theirs and _origins(group) == _origins(theirs):
             ratio = bracketed(ratio_interval(seconds, values(theirs, lambda run: run.train_seconds)), 2)
-            ratio = "1" if variant == baseline else ratio
         row = [env, variant, *_reaching(group, tasks.get(env)), f"{seconds.mean():.0f}", ratio]
         rows.append([*row, _kept(group, tasks.get(env))])
     return table(head, rows)
@@ -149,10 +152,11 @@ def cost_table(runs: Runs, tasks: Tasks, baseline: str) -> str:
 
 def seed_table(runs: Runs) -> str:
     """Area and final return of every seed."""
-    rows = [
-        [env, variant, ", ".join(f"{run.seed}: {run.area:.0f} / {run.final_return:.0f}" for run in group)]
-        for (env, variant), group in runs.items()
-    ]
+    rows = []
+    for (env, variant), group in runs.items():
+        digits = _digits(runs, env)
+        seeds = [f"{run.seed}: {run.area:.{digits}f} / {run.final_return:.{digits}f}" for run in group]
+        rows.append([env, variant, ", ".join(seeds)])
     return table(["environment", "variant", "by seed"], rows)
 
 
@@ -193,9 +197,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bracketed(interval: Interval, digits: int) -> str:
-    """An estimate with its interval in brackets."""
+    """An estimate with its interval in brackets, if that has two ends."""
     estimate, low, high = (_number(value, digits) for value in interval)
-    return f"{estimate} [{low}, {high}]"
+    return estimate if interval.low == interval.high else f"{estimate} [{low}, {high}]"
+
+
+def _origins(group: Sequence[Run]) -> set[tuple[str | None, str | None]]:
+    """Commits and machines of runs; seconds of different ones do not compare."""
+    return {(run.commit, run.machine) for run in group}
 
 
 def _reaching(group: Sequence[Run], task: Task | None) -> list[str]:
@@ -229,9 +238,15 @@ def _ordered(runs: Runs, baseline: str) -> list[tuple[str, str, list[Run]]]:
     return [(env, name, runs[env, name]) for env in environments(runs) for name in names if (env, name) in runs]
 
 
-def _mean(scores: Scores) -> str:
-    error = _number(scores.std(ddof=1) / len(scores) ** 0.5, 0) if len(scores) > 1 else NOTHING
-    return f"{scores.mean():.0f} ± {error}"
+def _digits(runs: Runs, env: str) -> int:
+    """Digits behind the point that returns of an environment are shown with: none but where all of them are small."""
+    returns = [value for (name, _), group in runs.items() if name == env for run in group for value in run.mean_returns]
+    return 0 if np.abs(returns).max() >= 10 else 2
+
+
+def _mean(scores: Scores, digits: int) -> str:
+    error = _number(scores.std(ddof=1) / len(scores) ** 0.5, digits) if len(scores) > 1 else NOTHING
+    return f"{scores.mean():.{digits}f} ± {error}"
 
 
 def _number(value: float, digits: int) -> str:

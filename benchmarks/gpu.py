@@ -70,7 +70,7 @@ def median_ms(call: Callable[[], object], work: Workload) -> float:
     """Median milliseconds of a call, by the device's own clock where there is one."""
     for _ in range(5):
         call()
-    if work.device != "cuda":
+    if not on_gpu(work):
         seconds = []
         for _ in range(work.rounds):
             started = time.perf_counter()
@@ -92,7 +92,7 @@ def _event() -> Any:
 
 def peak_mib(call: Callable[[], object], work: Workload) -> float | None:
     """Peak memory of a call beyond what was allocated before, in MiB; None where the device does not tell."""
-    if work.device != "cuda":
+    if not on_gpu(work):
         return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -106,7 +106,7 @@ def measured(query: Callable[[Tensor], object], queries: Tensor, work: Workload)
     """Milliseconds of a query, plain and captured, and the peak memory of a plain one."""
     row: dict[str, object] = {"eager_ms": round(median_ms(lambda: query(queries), work), 4)}
     row["peak_mib"] = peak_mib(lambda: query(queries), work)
-    if work.device == "cuda":
+    if on_gpu(work):
         try:
             captured = capture(query, queries)
         except RuntimeError as error:
@@ -168,26 +168,30 @@ def whole_queries(work: Workload) -> dict[str, dict[str, object]]:
     return rows
 
 
+def on_gpu(work: Workload) -> bool:
+    return torch.device(work.device).type == "cuda"
+
+
 def fuses(work: Workload) -> bool:
-    return work.device == "cuda" and fused.AVAILABLE
+    return on_gpu(work) and fused.AVAILABLE
 
 
 def main() -> None:
     """Measure both workloads and write `results/gpu.json`."""
     work = tyro.cli(Workload, description=__doc__)
-    if work.device == "cuda" and not torch.cuda.is_available():
+    if on_gpu(work) and not torch.cuda.is_available():
         sys.exit("no accelerator: torch.cuda.is_available() is false, so nothing was measured")
     torch.manual_seed(0)
     report = {
         "command": shown_command("gpu.py", sys.argv[1:]),
         "commit": commit(),
-        "device": torch.cuda.get_device_name() if work.device == "cuda" else work.device,
+        "device": torch.cuda.get_device_name(work.device) if on_gpu(work) else work.device,
         "versions": {**versions(), "cuda": torch.version.cuda},
         f"{work.systems} systems of {work.k} × {work.k}, {work.dim}-D": systems(work),
         f"{work.queries} queries, {work.supports} supports, {work.dim}-D, k = {work.k}": whole_queries(work),
     }
     print(json.dumps(report, indent=2, ensure_ascii=False))
-    if work.device == "cuda":
+    if on_gpu(work):
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / "gpu.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

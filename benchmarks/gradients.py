@@ -97,6 +97,8 @@ def main(argv: Sequence[str]) -> int:
     if not compiling.AVAILABLE:
         print("numba is missing, so that there is nothing to compare; pip install numba", file=sys.stderr)
         return 2
+    source = commit()
+    settings.results.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
     lines, ratios = [], []
     for shape in SHAPES:
@@ -111,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     table = [
         "# gradients",
         "",
-        f"`{shown_command('gradients.py', argv)}` · commit {commit()} · {platform.machine()}, "
+        f"`{shown_command('gradients.py', argv)}` · commit {source} · {platform.machine()}, "
         f"{settings.threads} thread(s) · {known}.",
         "",
         "Milliseconds of a forward and a backward pass in which supports, targets, lengthscale and ridge are learned, "

@@ -40,10 +40,10 @@ class Grid:
     """Environment steps of every run; what `configs/` says for its environment when left out."""
 
     budgets: tuple[str, ...] = ()
-    """Environment steps by environment, as ENV=STEPS; they go before `total_timesteps`."""
+    """Environment steps by environment, as ENV=STEPS; they win over `total_timesteps`."""
 
     overrides: tuple[str, ...] = ()
-    """Settings of every run, as NAME=VALUE: `kernel.k=32`; those of a variant go before them."""
+    """Settings of every run, as NAME=VALUE: `kernel.k=32`; those of a variant win over them."""
 
     eval_episodes: int = 5
     """Greedy episodes of every evaluation during training; the final one has 20."""
@@ -78,6 +78,10 @@ class Grid:
             raise ConfigError(f"--first-seed is {self.first_seed}, but must be at least 0")
         if (self.backend == "dask") != (self.scheduler is not None):
             raise ConfigError("--backend dask and --scheduler tcp://HOST:8786 belong together; give both or neither")
+        if self.print_commands and self.scheduler is not None:
+            raise ConfigError(
+                "--print-commands starts nothing, so that --scheduler has no effect; leave one of them out"
+            )
 
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an interrupted study compares every variant on the same seeds.

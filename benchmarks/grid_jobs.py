@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +79,12 @@ def _only_one(path: Path) -> Iterator[tuple[int, ...]]:
     """Wait until nobody else runs the job, then hold its place.
 
     The command inherits the lock: should its worker be killed, it runs on, and whoever is given the job next waits for
-    its result instead of training in the same folder.
+    its result instead of training in the same folder. On a file system without locks nothing keeps two of them apart.
     """
     if sys.platform == "win32":
         yield ()
         return
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield (file.fileno(),)

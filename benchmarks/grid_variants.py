@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from agents.training.settings import read_yaml
 
 OF_THE_GRID = ("agent", "env", "seed", "run_dir", "threads", "config", "force", "progress_bar", "verbose")
 """Settings that the grid itself gives to `train.py`."""
+
+FREE = ("env_kwargs",)
+"""Settings whose keys are the environment's own; what `train.py` reads there is YAML."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ def _from_entry(label: str, entry: Any, file: Path) -> Variant:
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> Flags:
     flags: Flags = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if name in FREE and isinstance(value, Mapping):
+            flags |= {f"{name}.{key}": [json.dumps(one)] for key, one in value.items()}
+        elif isinstance(value, Mapping):
             flags |= _flattened(value, f"{prefix}{name}.")
         else:
             flags[f"{prefix}{name}"] = [str(word) for word in value] if isinstance(value, list) else [str(value)]

@@ -44,18 +44,25 @@ def run(grid: Grid, argv: Sequence[str]) -> int:
     if stale and not grid.redo:
         raise ConfigError(stale_message(stale))
     todo = [cell for cell, state in zip(cells, states, strict=True) if state != "finished"]
-    # Whatever lies in the folder of a cell without a result is of a run that was to be replaced.
-    jobs = [cell.job(force=grid.redo) for cell in todo]
     if grid.print_commands:
         threads = [f"{name}={value}" for name, value in ONE_THREAD.items()]
-        print("\n".join(shlex.join(["env", *threads, *job.command]) for job in jobs))
+        for cell in todo:
+            # A scheduler may start a job twice, so only what is to be replaced is forced.
+            print(shlex.join(["env", *threads, *cell.job(force=cell in stale).command]))
         return 0
+    # Whatever lies in the folder of a cell without a result is of a run that was to be replaced.
+    jobs = [cell.job(force=grid.redo) for cell in todo]
     outcomes = start(grid, jobs)
     note_command(grid.folder / "command.txt", argv)
     for cell in stale:
         cell.run_folder.result.unlink()
     print(f"cells: {len(cells)}, of which finished before: {len(cells) - len(jobs)}", flush=True)
-    return watch(outcomes, Progress(jobs, skipped=len(cells) - len(jobs)))
+    status = watch(outcomes, Progress(jobs, skipped=len(cells) - len(jobs)))
+    # A run that an interrupted grid left behind may have ended first, and its result was taken for the one asked for.
+    if others := [cell for cell in todo if cell.state() == "stale"]:
+        print(f"failed: {stale_message(others)}", file=sys.stderr)
+        return 1
+    return status
 
 
 def start(grid: Grid, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -85,7 +92,8 @@ def watch(outcomes: Iterator[Outcome], progress: Progress) -> int:
         if outcome.failure:
             failed.append(outcome)
     for outcome in failed:
-        print(f"failed: {outcome.job.name}: {outcome.failure}; see {outcome.job.log}", file=sys.stderr)
+        log = f"; see {outcome.job.log}" if outcome.job.log.exists() else ""
+        print(f"failed: {outcome.job.name}: {outcome.failure}{log}", file=sys.stderr)
     return 1 if failed else 0
 
 

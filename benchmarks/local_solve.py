@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     grid = tyro.cli(Grid, description=__doc__, args=arguments)
     load, started = os.getloadavg()[0], time.perf_counter()
-    code = commit(ignore=("benchmarks/results",)) or UNKNOWN
+    code = commit() or UNKNOWN
     earlier = kept(grid, code)
     write(grid.csv, earlier)
     missing, ended_well = measure(grid, {record.key for record in earlier}, code)

@@ -67,7 +67,8 @@ neighbours by torch's product and `topk`. The searches of scikit-learn, on which
 whichever is faster. `product` is the bare matrix product of queries and features.
 
 Equal results come first: float64 within 1e-9 (ours, the rival's and a dense numpy solution, on at most 64 queries of
-a batch), ours in float32 within 1e-5 of the dense float64 solution, as |a − b| / (1 + |b|). Queries whose k-th and
+a batch), ours in float32 within 1e-5 of the dense float64 solution, as |a − b| / (1 + |b|); gradients, which the dense
+solution lacks, are compared in float64 alone. Queries whose k-th and
 (k + 1)-th neighbour are closer than the rounding of a float32 search are not compared: either neighbour is right."""
 
 

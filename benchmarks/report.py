@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     report = tyro.cli(Report, description=__doc__, args=argv)
     try:
         write(report)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
     return 0

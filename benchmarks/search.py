@@ -171,6 +171,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 def main() -> None:
     """Time every search and write the results."""
     settings = tyro.cli(Settings, description=__doc__)
+    source = commit()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     rows: list[Row] = []
@@ -181,7 +182,7 @@ def main() -> None:
                 print(*list(table(rows))[-len(builders(settings, points)) :], sep="\n", flush=True)
     report: dict[str, object] = {
         "command": shown_command("search.py", sys.argv[1:]),
-        "commit": commit(),
+        "commit": source,
         "machine": f"{platform.machine()}, processor time of one thread",
         "versions": {**versions(), "faiss": faiss.__version__},
         "settings": {name: value for name, value in asdict(settings).items() if name != "results"},

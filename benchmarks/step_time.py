@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import tyro
 from shown_command import shown_command
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tasks import BUDGETS
@@ -69,13 +70,34 @@ def make_model(agent: str, env: str) -> OffPolicyAlgorithm:
     return model
 
 
-def seconds_per_round(models: list[OffPolicyAlgorithm], steps: int, rounds: int) -> np.ndarray:
-    """Wall seconds of every round and model, [rounds, models]."""
+class WholeBudget(BaseCallback):
+    """Gives the schedules of a run in rounds, such as that of ε, the budget of all of them."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def _on_training_start(self) -> None:
+        self.model._total_timesteps = self.steps
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def seconds_per_round(models: list[OffPolicyAlgorithm], steps: int, rounds: int, budget: int) -> np.ndarray:
+    """Wall seconds of every round and model, [rounds, models].
+
+    Args:
+        models: which to train.
+        steps: environment steps of a round.
+        rounds: how many, the models taking turns.
+        budget: environment steps that the schedules of the models are for.
+    """
     seconds = np.zeros((rounds, len(models)))
     for index in range(rounds):
         for column, model in enumerate(models):
             started = time.perf_counter()
-            model.learn(steps, reset_num_timesteps=index == 0)
+            model.learn(steps, callback=WholeBudget(budget), reset_num_timesteps=index == 0)
             seconds[index, column] = time.perf_counter() - started
     return seconds
 
@@ -84,6 +106,7 @@ def main(argv: Sequence[str]) -> int:
     """Time every environment and write the results; the exit status is 2 for agents that cannot be timed so."""
     settings = tyro.cli(StepTime, description=__doc__, args=argv)
     torch.set_num_threads(1)
+    source = commit()
     try:
         rows = measure(settings)
     except ConfigError as error:
@@ -91,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     report = {
         "command": shown_command("step_time.py", argv),
-        "commit": commit(),
+        "commit": source,
         "machine": f"{platform.machine()}, one thread",
         "versions": versions(),
         "results": rows,
@@ -101,15 +124,33 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def round_steps(settings: StepTime, env: str) -> int:
+    """Environment steps of a round.
+
+    Raises:
+        ConfigError: the budget of the environment is not known, or a round would be empty.
+    """
+    if env not in BUDGETS:
+        raise ConfigError(f"the budget of {env} is not known; choose among {', '.join(BUDGETS)}")
+    steps = int(BUDGETS[env] * settings.share) // settings.rounds
+    if steps < 1:
+        raise ConfigError(
+            f"--share {settings.share:g} of {env}'s {BUDGETS[env]:,} steps leaves none for each of {settings.rounds} "
+            "rounds; take a larger share or fewer --rounds"
+        )
+    return steps
+
+
 def measure(settings: StepTime) -> dict[str, dict[str, Any]]:
     """Milliseconds of a step of both agents, and their ratio, by environment."""
+    steps_of = {env: round_steps(settings, env) for env in settings.envs}
     rows = {}
-    for env in settings.envs:
+    for env, steps in steps_of.items():
         # Throw-away agents first: the compiled loops are translated once per installation, not once per step.
-        seconds_per_round([make_model(name, env) for name in (settings.agent, settings.baseline)], WARM_UP, 1)
+        throw_away = [make_model(name, env) for name in (settings.agent, settings.baseline)]
+        seconds_per_round(throw_away, WARM_UP, rounds=1, budget=WARM_UP)
         models = [make_model(name, env) for name in (settings.agent, settings.baseline)]
-        steps = int(BUDGETS[env] * settings.share) // settings.rounds
-        seconds = seconds_per_round(models, steps, settings.rounds)
+        seconds = seconds_per_round(models, steps, settings.rounds, BUDGETS[env])
         mine, theirs = 1e3 * seconds.sum(0) / (steps * settings.rounds)
         rows[env] = {
             "steps": steps * settings.rounds,

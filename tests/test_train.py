@@ -42,6 +42,7 @@ RESULT_KEYS = [
     "wall_seconds",
     "train_seconds",
     "versions",
+    "machine",
     "commit",
 ]
 QUICK = ["--env", "Chain-v0", "--total-timesteps", "100", "--no-progress-bar"]

@@ -111,7 +111,7 @@ def _free_value(flag: str, word: str) -> Any:
         value = yaml.safe_load(word)
     except yaml.YAMLError as error:
         raise ConfigError(f"{spelled(flag)} is {word!r}, which is no YAML: {' '.join(str(error).split())}") from error
-    if isinstance(value, str):
+    if value == word:  # and not a text in quotes
         with suppress(ValueError):
             return float(value)
     return value

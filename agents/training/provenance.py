@@ -1,15 +1,20 @@
-"""What produced a result: versions and commit."""
+"""What produced a result: versions, machine and commit."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 DISTRIBUTIONS = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "sparse_kernel_rl")
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ("benchmarks/results",)
+"""Folders whose files come to be while something is measured."""
 
 
 def versions() -> dict[str, str | None]:
@@ -17,12 +22,20 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}}
 
 
-def commit(root: Path = SOURCE_ROOT, ignore: Sequence[str] = ()) -> str | None:
+def machine() -> str:
+    """Architecture and number of cores, with the accelerator if there is one."""
+    parts = [platform.machine(), f"{os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def commit(root: Path = SOURCE_ROOT, ignore: Sequence[str] = RESULTS) -> str | None:
     """Git commit of a checkout.
 
     Args:
         root: top folder of the checkout; this code's own when left out.
-        ignore: folders whose files do not count as differing, for results that are written while they are measured.
+        ignore: folders whose files do not count as differing.
 
     Returns:
         The hash, with `-dirty` behind it when files differ from it; None when the folder is no checkout's top, has no

@@ -27,7 +27,7 @@ from agents.training.evaluation import (
     PeriodicEvaluation,
     evaluate_greedily,
 )
-from agents.training.provenance import commit, versions
+from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
 from agents.training.settings import dump_config, load_config
 
@@ -66,6 +66,7 @@ class RunResult:
     wall_seconds: float
     train_seconds: float
     versions: dict[str, str | None]
+    machine: str
     commit: str | None
 
 
@@ -174,7 +175,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
             run folder is taken.
         InterruptedLearning: the user interrupted learning; `model.zip` holds what was learned so far.
     """
-    start = perf_counter()
+    start, source = perf_counter(), commit()
     folder = RunFolder.of(config)
     folder.check_free(force=config.force)
     check_budget(config)
@@ -182,7 +183,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
     model = build_model(config, env)
     with folder.locked():
         folder.check_free(force=config.force)  # Another run may have ended here meanwhile.
-        return _train(config, model, eval_env, folder, report, start)
+        return _train(config, model, eval_env, folder, report, start, source)
 
 
 def _train(
@@ -192,6 +193,7 @@ def _train(
     folder: RunFolder,
     report: Callable[[int, Evaluation], None],
     start: float,
+    source: str | None,
 ) -> RunResult:
     folder.clear()
     # A folder of runs may be moved and shared, so its files do not say where it lay.
@@ -213,7 +215,8 @@ def _train(
         wall_seconds=perf_counter() - start,
         train_seconds=learn_seconds - evaluation.seconds,
         versions=versions(),
-        commit=commit(),
+        machine=machine(),
+        commit=source,
     )
     write_text(folder.result, json.dumps(asdict(result), indent=2) + "\n")
     return result

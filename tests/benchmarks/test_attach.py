@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import attach
 from attach import Attach, Row, measure, stopped_model, summary, write
+
+from agents.common.schema import ConfigError
 
 
 def test_a_model_is_stopped_at_its_share_and_kept(tmp_path: Path) -> None:
@@ -21,9 +18,16 @@ def test_a_model_is_stopped_at_its_share_and_kept(tmp_path: Path) -> None:
     assert stopped_model(settings, "ddqn", "CartPole-v1", seed=3, source="abc").num_timesteps == 600
     assert file.stat().st_mtime_ns == written
     # One of other code, or that was never finished, is made anew.
-    stopped_model(settings, "ddqn", "CartPole-v1", seed=3, source="def")
-    assert file.stat().st_mtime_ns > written
+    for source in ("def", "def-dirty", "def-dirty"):
+        stopped_model(settings, "ddqn", "CartPole-v1", seed=3, source=source)
+        assert file.stat().st_mtime_ns > written
+        written = file.stat().st_mtime_ns
     assert [path.name for path in sorted(file.parent.iterdir())] == ["share0.06.yaml", file.name]
+
+
+def test_what_is_no_dqn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ppo is no DQN"):
+        stopped_model(Attach(models=tmp_path), "ppo", "CartPole-v1", seed=0, source=None)
 
 
 def test_a_row_holds_both_returns_and_what_they_cost(tmp_path: Path) -> None:
@@ -37,7 +41,7 @@ def test_a_row_holds_both_returns_and_what_they_cost(tmp_path: Path) -> None:
     assert 0.0 < row.processor_seconds < 60.0
 
 
-def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_by_hand(tmp_path: Path) -> None:
     rows = [
         Row("ddqn", "CartPole-v1", seed, 2000, before, after, 11_000, seconds, 8.0)
         for seed, before, after, seconds in ((0, 100.0, 200.0, 9.0), (1, 50.0, 250.0, 12.0))
@@ -55,8 +59,7 @@ def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "10 (≤ 12)",
         "8",
     ]
-    monkeypatch.setattr(attach, "RESULTS", tmp_path)
-    write(Attach(), rows, "abc123")
+    write(Attach(results=tmp_path), rows, "abc123")
     assert summary(rows) in (tmp_path / "attach.md").read_text(encoding="utf-8")
     lines = (tmp_path / "attach.csv").read_text(encoding="utf-8").splitlines()
     assert lines[1:] == [

@@ -11,11 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 import learning_curves
+import pytest
 from grid import Grid
 from grid_jobs import Job, run_job
 from grid_progress import Progress, duration
@@ -25,6 +22,7 @@ from grid_workers import run_here
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn import KernelConfig
 from agents.training.config import KernelQConfig, KernelTrainConfig
+from agents.training.settings import dump_config
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -61,6 +59,10 @@ def test_variants_of_words_and_files(tmp_path: Path) -> None:
             "small", "kernel_ddqn", {"net_arch": ["32", "16"], "kernel.k": ["4"], "kernel.exploration_bonus": ["0"]}
         ),
     ]
+    kwargs = tmp_path / "kwargs.yaml"
+    kwargs.write_text("windy: {agent: ddqn, env_kwargs: {wind: {power: 1}, name: '1', none: null, ends: [1, 2]}}\n")
+    (windy,) = Grid(variants=kwargs, envs=("CartPole-v1",), seeds=1).cells()
+    assert windy.config().env_kwargs == {"wind": {"power": 1}, "name": "1", "none": None, "ends": [1, 2]}
     (cell,) = Grid(variants=file, envs=("CartPole-v1",), seeds=1).cells()
     config = cell.config()
     assert (config.agent, config.net_arch, config.kernel.k) == ("kernel_ddqn", (32, 16), 4)  # type: ignore[attr-defined]
@@ -115,6 +117,7 @@ def test_budgets_and_overrides_have_their_order() -> None:
         (["--agents", "a/b=ddqn"], "'a/b' is no label"),
         (["--budgets", "Pong=3"], "--budgets names Pong"),
         (["--backend", "dask"], "belong together"),
+        (["--backend", "dask", "--scheduler", "tcp://h:1", "--print-commands"], "--scheduler has no effect"),
         (["--variants", "nowhere.yaml"], "cannot read settings from nowhere.yaml"),
     ],
 )
@@ -177,7 +180,7 @@ def test_published_cells_are_still_what_their_command_says(name: str, capsys: py
     words[words.index("--folder") + 1] = str(folder)
     words[words.index("--seeds") + 1] = "1"  # all seeds of a cell have the same settings, which report.py checks
     assert learning_curves.main([*words[2:], "--print-commands"]) == 0
-    assert capsys.readouterr().out.strip() == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_redo_replaces_the_result(
@@ -193,12 +196,39 @@ def test_redo_replaces_the_result(
     def redone(jobs: list[Job], at_once: int):  # type: ignore[no-untyped-def]
         for job in jobs:
             commands.append(job.command)
+            cell.run_folder.config.write_text(dump_config(cell.config()))
             yield run_job(script_job(job.result.parent, write_result(job.result.parent)))
 
     monkeypatch.setattr(learning_curves, "run_here", redone)
     assert learning_curves.main([*words, "--redo"]) == 0
     assert [command[-1] for command in commands] == ["--force"]
     assert cell.run_folder.result.read_text() == "{}"
+
+
+def test_the_result_of_another_run_is_not_taken_for_the_one_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a grid was interrupted, its runs were not, and the same cells are asked for with other settings."""
+    (cell,) = Grid(agents=("ddqn",), envs=("Chain-v0",), seeds=1, folder=tmp_path).cells()
+
+    def beaten(jobs: list[Job], at_once: int):  # type: ignore[no-untyped-def]
+        cell.run_folder.path.mkdir(parents=True)
+        cell.run_folder.config.write_text("agent: ddqn\nenv: Chain-v0\ngamma: 0.5\n")
+        cell.run_folder.result.write_text("theirs")
+        yield from map(run_job, jobs)
+
+    monkeypatch.setattr(learning_curves, "run_here", beaten)
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "--seeds", "1", "--folder", str(tmp_path)]
+    assert learning_curves.main(words) == 1
+    assert "finished with other settings than those now asked for" in capsys.readouterr().err
+
+
+def test_without_locks_jobs_run_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("grid_jobs.fcntl.flock", refuse)
+    assert run_job(script_job(tmp_path / "cell", write_result(tmp_path / "cell"))).failure == ""
 
 
 def test_an_interrupted_redo_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
 
 from grid_cluster import run_on_cluster

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 import local_solve
 import local_solve_timing
+import numpy as np
+import pytest
 from local_solve_acting import measure as measure_acting
 from local_solve_contenders import OurPrediction
 from local_solve_duel import Duel

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra `plots`")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 import report
 from tasks import TASKS, Task, read_tasks
 
@@ -97,11 +95,11 @@ def test_figures_by_hand(finished: Path) -> None:
     (aggregate,) = cells(text, "fast", "4")
     assert aggregate[0] == "0.500 [0.333, 0.500]"
     assert aggregate[1] == "0.88 [0.75, 1.00]"
-    assert aggregate[2:] == ["0.250 [0.250, 0.250]", "0.75 [0.75, 0.75]"]
+    assert aggregate[2:] == ["0.250", "0.75"]
     scores, costs = cells(text, "CartPole-v1", "fast")[:2]
     assert scores[:2] == ["300", "2"]
-    assert scores[3:5] == ["324 [324, 324]", "1.00 [1.00, 1.00]"]
-    assert costs[:5] == ["475", "2 of 2", "200 [200, 200]", "2.5 [2.5, 2.5]", "4"]
+    assert scores[3:5] == ["324", "1.00"]
+    assert costs[:5] == ["475", "2 of 2", "200", "2.5", "4"]
     assert costs[5:] == ["1.00 [0.50, 1.50]", "0.50"]
     _, slow = cells(text, "MountainCar-v0", "fast")[:2]
     assert slow[:4] == ["-115", "1 of 2", "∞ [300, ∞]", "∞ [4.0, ∞]"]
@@ -180,8 +178,16 @@ def test_files_that_are_no_results_are_named(
     folder = write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
     shutil.copytree(folder, folder.with_name("seed0_old"))
     assert run(grid) == 2
-    assert "seed0_old/result.json is of seed 0, so that its folder should be seed0" in capsys.readouterr().err
+    assert "lies in CartPole-v1/seed0_old, but is of CartPole-v1/seed0" in capsys.readouterr().err
     shutil.rmtree(folder.with_name("seed0_old"))
+    shutil.copytree(folder.parent, folder.parent.with_name("CartPole-v1.bak"))
+    assert run(grid) == 2
+    assert "lies in CartPole-v1.bak/seed0, but is of CartPole-v1/seed0" in capsys.readouterr().err
+    shutil.rmtree(folder.parent.with_name("CartPole-v1.bak"))
+    (folder / "config.yaml").write_text("gamma: [")
+    assert run(grid) == 2
+    assert "seed0/result.json is no result of train.py" in capsys.readouterr().err
+    (folder / "config.yaml").unlink()
     for content in ("{", "{}", "[]"):
         (folder / "result.json").write_text(content)
         assert run(grid) == 2
@@ -208,8 +214,28 @@ def test_results_without_seconds_are_read(write_run: WriteRun, grid: Path) -> No
     assert run(grid) == 0
     text = (grid.parent / "results" / "made.md").read_text()
     _, costs = cells(text, "CartPole-v1", "ddqn")[:2]
-    assert costs[:4] == ["475", "1 of 1", "100 [100, 100]", "–"]
+    assert costs[:4] == ["475", "1 of 1", "100", "–"]
     assert "commands unknown" in text
+
+
+def test_small_returns_keep_their_digits(write_run: WriteRun, grid: Path) -> None:
+    write_run("ddqn", "DeepSea-v0", 0, [0.0, 0.5, 1.0], 0.99)
+    assert run(grid) == 0
+    text = (grid.parent / "results" / "made.md").read_text()
+    assert cells(text, "DeepSea-v0", "ddqn")[0][2:] == ["0.50 ± –", "0.50", "–", "0.99 ± –", "0.99", "–"]
+    assert "| DeepSea-v0 | ddqn | 0: 0.50 / 0.99 |" in text
+
+
+def test_seconds_of_different_origin_make_no_ratio(write_run: WriteRun, grid: Path) -> None:
+    write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, train_seconds=2.0, machine="x86_64, 2 cores")
+    write_run("same", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, train_seconds=6.0, machine="x86_64, 2 cores")
+    write_run("elsewhere", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, machine="arm64, 8 cores")
+    write_run("later", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, machine="x86_64, 2 cores", commit="fedcba")
+    assert run(grid) == 0
+    text = (grid.parent / "results" / "made.md").read_text()
+    assert "· x86_64, 2 cores and arm64, 8 cores ·" in text
+    ratios = {name: cells(text, "CartPole-v1", name)[1][-2] for name in ("ddqn", "same", "elsewhere", "later")}
+    assert ratios == {"ddqn": "1", "same": "3.00", "elsewhere": "–", "later": "–"}
 
 
 def test_what_cannot_be_compared_is_refused(
@@ -234,7 +260,7 @@ def test_tasks_of_the_command_line(finished: Path) -> None:
     assert run(finished, "--tasks", "ALE/Pong-v5=a") == 2
     assert run(finished, "--tasks", "ALE/Pong-v5=-21,-20") == 0
     text = (finished.parent / "results" / "made.md").read_text()
-    assert cells(text, "ALE/Pong-v5", "fast")[1][:3] == ["-20", "2 of 2", "200 [200, 200]"]
+    assert cells(text, "ALE/Pong-v5", "fast")[1][:3] == ["-20", "2 of 2", "200"]
 
 
 def test_runs_of_different_age_compare(write_run: WriteRun, grid: Path, capsys: pytest.CaptureFixture[str]) -> None:

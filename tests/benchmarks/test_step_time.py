@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 import step_time
 
 
@@ -24,6 +20,27 @@ def test_a_timing_is_a_ratio_of_what_both_took(tmp_path: Path, monkeypatch: pyte
     assert row["steps"] == 100
     assert row["ratio"] == pytest.approx(row["kernel_q_ms_per_step"] / row["ddqn_ms_per_step"], rel=0.1)
     assert len(row["ratio_by_round"]) == 2
+
+
+def test_schedules_are_those_of_the_whole_budget() -> None:
+    model = step_time.make_model("ddqn", "CartPole-v1")
+    step_time.seconds_per_round([model], steps=40, rounds=3, budget=1_000)
+    assert model.num_timesteps == 120
+    assert model.exploration_rate == pytest.approx(1.0 - 0.95 * 0.12 / 0.12)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--envs", "CartPole-v0"], "the budget of CartPole-v0 is not known"),
+        (["--envs", "CartPole-v1", "--share", "0.0001"], "leaves none for each of 10 rounds"),
+    ],
+)
+def test_rounds_that_nobody_can_time_are_refused(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert step_time.main([*words, "--results", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_agents_that_learn_from_rollouts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
