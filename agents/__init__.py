@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from agents.startup import check_installation
@@ -48,7 +49,6 @@ __all__ = [
     "KernelMultiInputPolicy",
     "KernelPPO",
     "KernelQ",
-    "KernelQRDQN",
     "KernelRefreshCallback",
     "KernelSAC",
     "KernelTD3",
@@ -59,6 +59,8 @@ __all__ = [
     "probe_agent",
     "ram_variables",
 ]
+if find_spec("sb3_contrib") is not None:
+    __all__ += ["KernelQRDQN"]
 
 
 def __getattr__(name: str) -> Any:

@@ -99,7 +99,13 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         return self.env.venv if self.normalize and isinstance(self.env, VecNormalize) else self.env
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on in another environment, normalised by the present statistics."""
+        """Go on in another environment, normalised by the present statistics.
+
+        Raises:
+            ValueError: it is normalised already.
+        """
+        if self.normalize and isinstance(env, VecEnv):
+            self._refuse_normalized(env)
         super().set_env(env, force_reset)
         self._normalize_env()
 
@@ -156,14 +162,17 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         """Wrap the environment; wrapper and model share the statistics of observations and returns."""
         if not self.normalize or self.env is None:
             return
-        if unwrap_vec_normalize(self.env) is not None:
+        self._refuse_normalized(self.env)
+        self.env = VecNormalize(self.env, gamma=self.gamma, clip_obs=CLIP, epsilon=EPSILON)
+        self.env.obs_rms = self.observation_statistics.running  # type: ignore[assignment]  # SB3's type is that for dicts
+        self.env.ret_rms = self.observation_statistics.returns
+
+    def _refuse_normalized(self, env: VecEnv) -> None:
+        if unwrap_vec_normalize(env) is not None:
             raise ValueError(
                 f"{type(self).__name__} brings its own VecNormalize, but the environment has one already; give the "
                 "environment without it, or normalize=False"
             )
-        self.env = VecNormalize(self.env, gamma=self.gamma, clip_obs=CLIP, epsilon=EPSILON)
-        self.env.obs_rms = self.observation_statistics.running  # type: ignore[assignment]  # SB3's type is that for dicts
-        self.env.ret_rms = self.observation_statistics.returns
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, variables = super()._get_torch_save_params()

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
 from agents.common.normalized_env import frozen_statistics, require_normalized
+from agents.common.seeding import numpy_generator
 from agents.normalized_ppo import NormalizedPPO
 from skrl import ProbeReport, probe_layers
 from skrl.readouts.probe import Scorer
@@ -133,7 +134,7 @@ def probe_agent(
             raise ValueError("observations are dicts, but a probe reads layers that see one tensor")
         if variables is None and not is_vector:
             raise ValueError("observations are no vectors; say what to read out, for Atari by ram_variables")
-        rng = np.random.default_rng(seed)
+        rng = numpy_generator(seed)
         played.seed(seed)
         with frozen_statistics(played):
             seen, values = _play(model, played, variables or _entries, steps, exploration_rate, rng)

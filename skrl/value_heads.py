@@ -21,7 +21,7 @@ from skrl.modes import full_precision, traced
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation
 from skrl.shapes import Float, Tensor
-from skrl.solve.local_solve import averaging_weights
+from skrl.solve.local_solve import LocalSystem, averaging_weights
 from skrl.solve.local_weights import LocalWeights, bounded_correction, ridge_weights
 
 MIN_TOTAL = 1e-6
@@ -200,6 +200,17 @@ class ResidualHead(ValueHead):
             queries, memory.features, index, self.kernel, self.lengthscale, self.ridge, self.k, self.localisation
         )
 
+    def leave_one_out(
+        self, system: LocalSystem, residuals: Float[Tensor, "*batch k targets"]
+    ) -> Float[Tensor, "*batch k targets"]:
+        """Errors of predicting each of k neighbours from the others, as this head predicts; zero where one is missing.
+
+        Args:
+            system: local systems of some points.
+            residuals: of their neighbours, [*batch, k, c].
+        """
+        return system.leave_one_out(residuals)
+
 
 class AveragingHead(ValueHead):
     """Normalised kernel weights without a solve: the ablation that shows what the ridge solve is worth.
@@ -254,6 +265,21 @@ class NetworkFreeHead(ResidualHead):
         present = torch.arange(local.weights.shape[-1], device=total.device) < self.memory.mask.sum(1, keepdim=True)
         share = torch.where(near, 1.0 - total, 0.0) / present.sum(-1).clamp(min=1)[:, None, None]
         return local._replace(weights=local.weights + share * present.unsqueeze(1))
+
+    def leave_one_out(
+        self, system: LocalSystem, residuals: Float[Tensor, "*batch k targets"]
+    ) -> Float[Tensor, "*batch k targets"]:
+        """The same with weights that sum to one: what those of the others lack goes to their mean."""
+        errors = system.leave_one_out(residuals)
+        lack = system.leave_one_out(torch.ones_like(residuals[..., :1]))
+        near = lack < 1.0 - MIN_TOTAL
+        if self.localisation == "continuous":
+            predicted = (residuals - errors) / torch.where(near, 1.0 - lack, 1.0)
+            return torch.where(near & system.mask.unsqueeze(-1), residuals - predicted, errors)
+        known = torch.where(system.mask.unsqueeze(-1), residuals, 0.0)
+        others = system.mask.sum(-1).sub(1).clamp(min=1)[..., None, None]
+        mean = (known.sum(-2, keepdim=True) - known) / others
+        return torch.where(near, errors - lack * mean, errors)
 
     @torch.no_grad()
     def write_targets(self, residuals: Float[Tensor, "actions points"]) -> None:

@@ -263,6 +263,8 @@ def test_run_that_can_learn_nothing_stops_with_status_1(tmp_path: Path, capsys: 
     error = capsys.readouterr().err
     assert "NanReward-v0" in error
     assert "step" in error
+    assert error.endswith("The parameters are unharmed. model.zip holds them.\n")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path / "model.zip").values())
     assert not (tmp_path / "result.json").exists()
 
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.exploration import LastingActions
 from agents.common.nonfinite import Observation
+from agents.common.seeding import numpy_generator
 
 
 class LastingExploration(OffPolicyAlgorithm):
@@ -58,7 +59,7 @@ class LastingExploration(OffPolicyAlgorithm):
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed SB3's generators and the one that exploration draws from."""
         super().set_random_seed(seed)
-        self.rng = np.random.default_rng(seed)
+        self.rng = numpy_generator(seed)
 
     def predict(
         self,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from agents.common.regression_config import RegressionConfig
-from skrl.search.neighbors import Neighbors, within_radius
+from skrl.search.neighbors import Neighbors, gather_points, within_radius
 from skrl.shapes import Float, Tensor
-from skrl.tuning import leave_one_out_rmse, median_neighbor_distance
-from skrl.value_heads import ValueHead
+from skrl.solve.local_solve import factorise
+from skrl.tuning import median_neighbor_distance
+from skrl.value_heads import ResidualHead, ValueHead
 
 MULTIPLES = (1.0, 0.5, 2.0, 4.0)
 """Of the configured length, among which leave-one-out errors choose; the first one until there are any."""
@@ -41,7 +42,7 @@ class LengthscaleRule:
 
     @torch.no_grad()
     def judge(self) -> Float[Tensor, ""]:
-        """Let leave-one-out errors choose the multiple, if that is the rule.
+        """Let leave-one-out errors choose the multiple, if that is the rule; for heads that solve.
 
         Returns:
             Leave-one-out error at the present lengthscale, in the units of the residuals.
@@ -60,9 +61,10 @@ class LengthscaleRule:
 
     def _error(self, neighbors: Neighbors, radius: Tensor | None, lengthscale: Tensor) -> Tensor:
         memory, head = self.head.memory, self.head
-        return leave_one_out_rmse(
-            neighbors, memory.features, memory.targets, head.kernel, lengthscale, head.ridge, radius
-        )
+        assert isinstance(head, ResidualHead)
+        system = factorise(neighbors, memory.features, head.kernel, lengthscale, head.ridge, radius)
+        errors = head.leave_one_out(system, gather_points(memory.targets, neighbors.indices))
+        return (errors.square().sum() / (system.mask.sum().clamp(min=1) * errors.shape[-1])).sqrt()
 
     def _near_probes(self, k: int) -> Neighbors:
         """The k nearest supports of some random ones per action; of an empty set's zero padding."""

@@ -6,19 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 
 def require_normalized(model: BaseAlgorithm, env: VecEnv) -> None:
-    """Make sure that an environment is normalised when the model's own is.
+    """Make sure that an environment is normalised when the model's own is, by statistics of something.
+
+    What a model without an environment was trained in, nobody knows.
 
     Raises:
         ValueError: it is not.
     """
-    if model.get_vec_normalize_env() is not None and unwrap_vec_normalize(env) is None:
+    normalize = unwrap_vec_normalize(env)
+    if model.get_vec_normalize_env() is not None and normalize is None:
         raise ValueError(
             "the model was trained in VecNormalize, but the environment is not in one; give model.get_env()"
         )
+    if normalize is not None and normalize.norm_obs and _observations_seen(normalize) < 1:
+        raise ValueError(
+            "the environment's VecNormalize has seen no observation, so that its statistics are not the model's; give "
+            "model.get_env(), or VecNormalize.load(…) with the statistics that were saved beside the model"
+        )
+
+
+def _observations_seen(normalize: VecNormalize) -> float:
+    """How many observations the statistics are of, the fewest of any part."""
+    statistics = normalize.obs_rms
+    parts = statistics.values() if isinstance(statistics, dict) else [statistics]
+    return min(float(part.count) for part in parts)
 
 
 @contextmanager

@@ -147,7 +147,8 @@ class ReplayView:
         every = np.arange(len(slots))
         powers = self.gamma ** np.arange(self.n_steps)
         kept = np.arange(self.n_steps) <= last[:, None]
-        rewards = (self._rewards(buffer.rewards[window, column]) * powers * kept).sum(axis=1)
+        # Not by a product with zero, which of a reward that is not finite makes none.
+        rewards = np.where(kept, self._rewards(buffer.rewards[window, column]) * powers, 0.0).sum(axis=1)
         last_rows = window[every, last]
         terminal = dones[every, last] & (buffer.timeouts[last_rows, env] == 0)
         discounts = np.where(terminal, 0.0, self.gamma ** (last + 1))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -233,8 +234,8 @@ def _boolean(value: Any, name: str) -> bool:
 
 
 def _whole(value: Any, name: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
     number = _read_number(value) if isinstance(value, str) else None
     if number is not None and float(number).is_integer():
         return int(number)
@@ -243,7 +244,7 @@ def _whole(value: Any, name: str) -> int:
 
 def _real(value: Any, name: str) -> float:
     number = _read_number(value) if isinstance(value, str) else value
-    if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
+    if isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number):
         return float(number)
     raise _wrong_type(value, "a finite number", name)
 

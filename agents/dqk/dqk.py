@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agents.common.kernel_of_policy import KernelOfPolicy
+from agents.common.policy_kernel_settings import PolicyKernelSettings
 from agents.common.replay_view import ReplayView
 from agents.double_dqn import DoubleDQN
 from agents.dqk.perturbation_config import PerturbationConfig
@@ -20,7 +20,7 @@ GROWTH = 2
 """Supports are placed anew when the replay buffer holds so many times what it held the last time."""
 
 
-class DQK(KernelOfPolicy, DoubleDQN):
+class DQK(PolicyKernelSettings, DoubleDQN):
     """Deep Q-kernel: the hybrid agent of the Sparse Kernel paper, trained end to end by Double DQN's update.
 
     J.-M. Mercier and G. Santin, *Differentiable Kernel Ridge Regression for Deep Learning Pipelines*, 2026, arXiv

@@ -91,6 +91,7 @@ class ActionKernel:
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.transitions: Transitions | None = None
+        self.view: ReplayView | None = None
         self.steps_at_rebuild, self.updates_at_rebase = 0, 0
         self.leave_one_out_error = torch.zeros((), device=device)
         self.refresh_seconds = 0.0
@@ -140,6 +141,7 @@ class ActionKernel:
         """
         since_rebuild = num_timesteps - self.steps_at_rebuild
         rebuilds = self.transitions is None or since_rebuild >= self.config.refresh_interval or since_rebuild < 0
+        rebuilds |= self._is_replaced(view)
         if not rebuilds and 0 <= updates - self.updates_at_rebase < self.config.rebase_interval:
             return
         started = time.perf_counter()
@@ -152,6 +154,11 @@ class ActionKernel:
         if rebuilds:
             self.leave_one_out_error = self.lengthscale.judge()
         self.refresh_seconds = time.perf_counter() - started
+
+    def _is_replaced(self, view: ReplayView) -> bool:
+        """Whether the buffer, or what normalises it, is another one than at the last call."""
+        last, self.view = self.view, view
+        return last is None or last.buffer is not view.buffer or last.vec_normalize is not view.vec_normalize
 
     def _choose(self, view: ReplayView, next_actions: NextActions) -> Transitions:
         slots = torch.from_numpy(view.slots())
@@ -167,7 +174,7 @@ class ActionKernel:
         points[0, : len(raw)] = (raw - self.mean) / self.scale
         self.head.memory.write(points, torch.tensor([len(raw)]))
         self.lengthscale.apply()
-        acted, log_probabilities = _in_parts(next_actions, following)
+        acted, log_probabilities = _acted_in_parts(next_actions, following)
         local = [self.head.localise(part) for part in torch.split(self._points(following, acted), CHUNK)]
         discounts = torch.from_numpy(steps.discounts).to(raw.device)
         return Transitions(
@@ -197,7 +204,7 @@ class ActionKernel:
         return torch.cat([in_parts(self.features.raw, observations, CHUNK), actions], dim=1)
 
 
-def _in_parts(next_actions: NextActions, observations: PyTorchObs) -> tuple[Tensor, Tensor]:
+def _acted_in_parts(next_actions: NextActions, observations: PyTorchObs) -> tuple[Tensor, Tensor]:
     """Next actions and their log-probabilities, computed for some at a time."""
     both = in_parts(
         lambda part: torch.cat([each.view(len(each), -1) for each in next_actions(part)], dim=1), observations, CHUNK

@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
+from typing_extensions import Self
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.cut_at_reset import CutAtReset
 from agents.common.derived_settings import DerivedSettings
 from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import ReplayView, check_returns
+from agents.common.seeding import numpy_generator
 from agents.kernel_actor_critic.action_kernel import ActionKernel
 from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from agents.kernel_actor_critic.corrected_critic import CorrectedCritic
@@ -45,6 +46,15 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
     def __init__(self, *args: Any, kernel: ActionKernelConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self.kernel = asdict(ActionKernelConfig.read(kernel))
         super().__init__(*args, **kwargs)
+
+    @classmethod
+    def load(cls, *args: Any, kernel: ActionKernelConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> Self:
+        """Load as SB3 does; a mapping for ``kernel`` changes those of the saved settings that it names."""
+        model = super().load(*args, **kwargs)
+        if kernel is not None:
+            model.kernel = asdict(ActionKernelConfig.read(kernel, model.kernel))
+            model._create_aliases()
+        return model
 
     @abstractmethod
     def _next_actions(self, observations: PyTorchObs) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]:
@@ -96,7 +106,7 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
             ActionKernelConfig.read(self.kernel),
             self.policy.normalize_images,
             self.device,
-            np.random.default_rng(self.seed),
+            numpy_generator(self.seed),
         )
         network: ContinuousCritic = self.policy.critic_target  # type: ignore[assignment]
         self.critic_target = CorrectedCritic(network, self.action_kernel)

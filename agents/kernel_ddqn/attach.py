@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -18,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.normalized_env import frozen_statistics, require_normalized
 from agents.common.replay_view import ReplayView
+from agents.common.seeding import numpy_generator
 from agents.kernel_ddqn.experience import Experience
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
@@ -166,7 +166,7 @@ def _from_buffer(
     buffer = copy.copy(buffer)
     buffer.device = model.device
     view = ReplayView(buffer, n_steps, model.gamma, model.get_vec_normalize_env())
-    _renew(ReplayKernel(policy.q_net, policy.q_net_target, view, np.random.default_rng(seed)))
+    _renew(ReplayKernel(policy.q_net, policy.q_net_target, view, numpy_generator(seed)))
     return policy
 
 

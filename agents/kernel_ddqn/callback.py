@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from agents.common.seeding import numpy_generator
+from agents.double_dqn import DoubleDQN
 from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from agents.kernel_ddqn.live_kernel import LiveKernel
@@ -30,7 +31,12 @@ class KernelRefreshCallback(BaseCallback):
             )
         if isinstance(model, KernelDeepQ):
             raise ValueError(f"{type(model).__name__} refreshes its own kernel; leave KernelRefreshCallback out")
-        self.kernel = LiveKernel(model, np.random.default_rng(model.seed))
+        if isinstance(model, DoubleDQN):
+            raise ValueError(
+                f"{type(model).__name__} would choose actions without R, by the network that learns, and value them "
+                "with R; use KernelDDQN, which corrects both"
+            )
+        self.kernel = LiveKernel(model, numpy_generator(model.seed))
         self._set_bonus()
 
     def _on_step(self) -> bool:

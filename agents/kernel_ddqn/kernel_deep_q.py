@@ -13,14 +13,14 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
-from agents.common.kernel_of_policy import KernelOfPolicy
+from agents.common.policy_kernel_settings import PolicyKernelSettings
 from agents.common.replay_view import ReplayView
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 
 
-class KernelDeepQ(KernelOfPolicy):
+class KernelDeepQ(PolicyKernelSettings):
     """Mixed in before a deep Q-learning algorithm whose policy is a :class:`KernelPolicy`.
 
     Args:

@@ -14,7 +14,9 @@ from skrl.value_heads import NetworkFreeHead
 
 
 class LiveKernel(ReplayKernel):
-    """Follows the target updates of a model, whose policy carries the heads, and keeps no corrections of stored states.
+    """Follows the target updates of a model, whose policy carries the heads.
+
+    Corrections of stored states are kept only where backups go on from them.
 
     Args:
         model: one that copies an online network every ``target_update_interval`` steps, as DQN and QRDQN do.

@@ -15,7 +15,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from typing_extensions import Self
 
+from agents.common.seeding import numpy_generator
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import Cuts, RolloutCritic
 from agents.normalized_ppo import NormalizedPPO
@@ -76,6 +78,20 @@ class KernelPPO(NormalizedPPO):
             self.logger.record(f"kernel/{name}", value)
         return True
 
+    @classmethod
+    def load(cls, *args: Any, kernel: CriticConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> Self:
+        """Load as SB3 does; a mapping for ``kernel`` changes those of the saved settings that it names."""
+        model = super().load(*args, **kwargs)
+        if kernel is not None:
+            model.kernel = asdict(CriticConfig.read(kernel, model.kernel))
+            model._make_critic()
+        return model
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on in another environment; returns of the old one are forgotten."""
+        super().set_env(env, force_reset)
+        self.critic.forget()
+
     def set_parameters(
         self,
         load_path_or_dict: str | TensorDict,
@@ -108,12 +124,15 @@ class KernelPPO(NormalizedPPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._make_critic()
+
+    def _make_critic(self) -> None:
         self.critic = RolloutCritic(
             self.observation_space,
             CriticConfig.read(self.kernel),
             self.policy.normalize_images,
             self.device,
-            np.random.default_rng(self.seed),
+            numpy_generator(self.seed),
         )
 
     def _excluded_save_params(self) -> list[str]:

@@ -145,18 +145,21 @@ class RolloutCritic:
             buffer.compute_returns_and_advantage(last_values + at_last, last_dones)
 
         corrections, at_ends = torch.zeros_like(rollout.returns), torch.zeros(len(end_folds), device=self.device)
-        buffer.gae_lambda = self.config.trace_decay
-        for _ in range(self.config.sweeps):
+        try:
+            buffer.gae_lambda = self.config.trace_decay
+            for _ in range(self.config.sweeps):
+                compute_returns(corrections, at_ends)
+                known.returns[old:] = torch.from_numpy(buffer.returns.reshape(-1)).to(self.device)
+                self.head.write_targets(known.returns[chosen] - prior)
+                corrections, at_ends = self._read(local, rollout.folds), self._read(end_local, end_folds)
+            # Up to here each fold has seen its own rewards alone, and from here each is valued by the other.
+            corrections, at_ends = self._read(local, 1 - rollout.folds), self._read(end_local, 1 - end_folds)
+            self._describe(buffer, values, values + corrections.view(values.shape).cpu().numpy(), local)
+            buffer.gae_lambda = own_lambda
             compute_returns(corrections, at_ends)
-            known.returns[old:] = torch.from_numpy(buffer.returns.reshape(-1)).to(self.device)
-            self.head.write_targets(known.returns[chosen] - prior)
-            corrections, at_ends = self._read(local, rollout.folds), self._read(end_local, end_folds)
-        # Up to here each fold has seen its own rewards alone, and from here each is valued by the other.
-        corrections, at_ends = self._read(local, 1 - rollout.folds), self._read(end_local, 1 - end_folds)
-        self._describe(buffer, values, values + corrections.view(values.shape).cpu().numpy(), local)
-        buffer.gae_lambda = own_lambda
-        compute_returns(corrections, at_ends)
-        buffer.values, buffer.rewards = values, rewards
+        finally:
+            # Whatever interrupts this, the buffer is the model's.
+            buffer.gae_lambda, buffer.values, buffer.rewards = own_lambda, values, rewards
         kept = chosen[self.head.memory.mask]
         self.remembered = Remembered(take(known.observations, kept), known.returns[kept], known.folds[kept])
         self.scalars["refresh_ms"] = 1e3 * (time.perf_counter() - started)

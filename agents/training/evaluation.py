@@ -71,6 +71,11 @@ def evaluate_greedily(model: BaseAlgorithm | BasePolicy, env: VecEnv, episodes: 
     return Evaluation([float(value) for value in returns], [int(value) for value in lengths])
 
 
+def has_finite_parameters(model: BaseAlgorithm) -> bool:
+    """Whether no parameter of a model's policy is NaN or infinite."""
+    return all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+
+
 class PeriodicEvaluation(BaseCallback):
     """Evaluate at even shares of the budget, log, and keep the best model.
 
@@ -131,10 +136,10 @@ class PeriodicEvaluation(BaseCallback):
         return self.num_timesteps <= self.total_timesteps
 
     def _evaluate(self) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
+        if not has_finite_parameters(self.model):
             raise NonFiniteError(
                 f"stopped at step {self.num_timesteps}: the network's parameters are not finite. "
-                f"{type(self.model).__name__} does not skip bad updates; ddqn, kernel_ddqn and dqk do"
+                f"{type(self.model).__name__} does not skip bad updates; DoubleDQN, KernelDDQN and DQK do"
             )
         evaluation = evaluate_greedily(self.model, self.eval_env, self.episodes, self.seed)
         if not self.mean_returns or evaluation.mean > self.best_mean_return:

@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
+from agents.common.nonfinite import NonFiniteError
 from agents.common.schema import ConfigError
 from agents.training.budget import check_budget
 from agents.training.config import ActorCriticConfig, PPOConfig, QLearningConfig, RunConfig
@@ -26,6 +27,7 @@ from agents.training.evaluation import (
     Evaluation,
     PeriodicEvaluation,
     evaluate_greedily,
+    has_finite_parameters,
 )
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
@@ -174,6 +176,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
         ConfigError: the agent does not serve the environment, the budget is too small for it to learn anything, or the
             run folder is taken.
         InterruptedLearning: the user interrupted learning; `model.zip` holds what was learned so far.
+        NonFiniteError: training met values that are not finite; if the parameters are, `model.zip` holds them.
     """
     start, source = perf_counter(), commit()
     folder = RunFolder.of(config)
@@ -289,6 +292,11 @@ def _learn(
     except KeyboardInterrupt as interrupt:
         atomic_write(folder.model("final"), model.save)
         raise InterruptedLearning from interrupt
+    except NonFiniteError as error:
+        if not has_finite_parameters(model):
+            raise
+        atomic_write(folder.model("final"), model.save)
+        raise NonFiniteError(f"{error} {folder.model('final').name} holds them.") from error
     finally:
         model.logger.close()
     return evaluation, perf_counter() - start

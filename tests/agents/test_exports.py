@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
@@ -25,6 +26,14 @@ def test_what_needs_another_package_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         ImportError, match=r"KernelQRDQN needs sb3_contrib, which is not installed; in a checkout run: pip"
     ):
         _ = agents.KernelQRDQN
+
+
+def test_a_star_import_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "agents")
+    module = importlib.import_module("agents")
+    assert "KernelQRDQN" not in module.__all__
+    assert "KernelDDQN" in module.__all__
 
 
 @pytest.mark.parametrize("name", ["DoubleDQN", "DQK", "KernelDDQN", "KernelQRDQN", "NormalizedPPO", "KernelSAC"])

@@ -140,3 +140,12 @@ def test_a_saved_model_cannot_be_loaded_otherwise_normalised(normalize, tmp_path
     with pytest.raises(ValueError, match=r"normalize is False, but a saved NormalizedPPO knows .* leave it out"):
         NormalizedPPO.load(tmp_path / "model", normalize=False)
     assert NormalizedPPO.load(tmp_path / "model").normalize is normalize
+
+
+def test_an_environment_that_is_refused_changes_nothing() -> None:
+    model = NormalizedPPO("MlpPolicy", make_vec_env("CartPole-v1"), **SMALL)
+    before = model.env
+    with pytest.raises(ValueError, match="brings its own VecNormalize"):
+        model.set_env(VecNormalize(make_vec_env("CartPole-v1")))
+    assert model.env is before
+    assert model.get_vec_normalize_env() is None

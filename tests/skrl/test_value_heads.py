@@ -8,7 +8,8 @@ from torch import Tensor
 
 from skrl import KERNELS, AveragingHead, NetworkFreeHead, ResidualHead, sparse_kernel
 from skrl.kernels import Kernel, Laplace
-from skrl.search.neighbors import LOCALISATIONS, Localisation
+from skrl.search.neighbors import LOCALISATIONS, Localisation, gather_points, within_radius
+from skrl.solve.local_solve import factorise
 from skrl.value_heads import ValueHead
 
 
@@ -306,3 +307,31 @@ def test_a_query_that_is_not_finite_leaves_the_gradient_finite(value: float) -> 
     (gradient,) = torch.autograd.grad(head.correction(queries).sum(), queries)
     assert gradient.isfinite().all()
     assert gradient[0].abs().sum() > 0.0
+
+
+def test_leaving_out_is_predicting_by_the_others() -> None:
+    points, targets = [0.0, 0.4, 1.1, 1.5], [-60.0, -59.0, -58.5, -61.0]
+    for kind in (ResidualHead, NetworkFreeHead):
+        head = line_head(kind, points, targets, ridge=0.3)
+        memory = head.memory
+        neighbors = head.search(memory.features, memory.features, 4)
+        system = factorise(neighbors, memory.features, head.kernel, head.lengthscale, head.ridge)
+        errors = head.leave_one_out(system, gather_points(memory.targets, neighbors.indices))[0, 0, :, 0]
+        for slot, error in zip(neighbors.indices[0, 0].tolist(), errors, strict=True):
+            others = [index for index in range(4) if index != slot]
+            rest = line_head(kind, [points[i] for i in others], [targets[i] for i in others], ridge=0.3)
+            assert error == pytest.approx(targets[slot] - float(rest.correction(at(points[slot]))), abs=1e-9)
+
+
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_what_all_values_have_in_common_is_no_error_of_a_network_free_head(localisation: Localisation) -> None:
+    head = NetworkFreeHead(1, 20, 2, k=6, ridge=0.3, localisation=localisation).double()
+    fill(head, [20])
+    memory = head.memory
+    near = head.search(memory.features, memory.features, 6 + (localisation == "continuous"))
+    neighbors, radius = within_radius(near, 6, localisation)
+    system = factorise(neighbors, memory.features, head.kernel, head.lengthscale, head.ridge, radius)
+    targets = gather_points(memory.targets, neighbors.indices)
+    errors, shifted = head.leave_one_out(system, targets), head.leave_one_out(system, targets + 100.0)
+    assert errors.abs().max() > 0.1
+    assert torch.allclose(errors, shifted, atol=1e-6)

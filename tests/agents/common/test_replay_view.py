@@ -110,3 +110,12 @@ def test_a_buffer_that_makes_up_transitions_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Relabelling does not allow"):
         ReplayView(Relabelling(10, OBSERVATION, ACTION, device="cpu"), 1, 0.9)
+
+
+def test_a_reward_that_is_not_finite_spoils_nothing_before_its_episode() -> None:
+    buffer = ReplayBuffer(20, OBSERVATION, ACTION, device="cpu")
+    _fill(buffer, 5, {2: "terminal"})
+    buffer.rewards[3] = np.nan
+    steps = ReplayView(buffer, n_steps=3, gamma=0.5).n_step(np.array([0, 1, 2, 3, 4]))
+    assert np.allclose(steps.rewards[[0, 1, 2, 4]], [1, 2, 2, 4])
+    assert np.isnan(steps.rewards[3])

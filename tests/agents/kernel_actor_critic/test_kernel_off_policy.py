@@ -163,3 +163,24 @@ def test_a_loaded_model_may_get_another_kernel(cls, tmp_path) -> None:
     make(cls).save(tmp_path / "model")
     for given in ({"k": 7}, ActionKernelConfig(k=7)):
         assert cls.load(tmp_path / "model", kernel=given).action_kernel.config.k == 7
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_another_kernel_keeps_the_saved_settings_that_it_does_not_name(cls, tmp_path) -> None:
+    make(cls, kernel=KERNEL).save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"), kernel={"k": 7})
+    assert loaded.action_kernel.config == ActionKernelConfig(**{**KERNEL, "k": 7})
+    assert loaded.critic_target.kernel is loaded.action_kernel
+    loaded.learn(60)
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_supports_are_chosen_anew_from_another_buffer(cls, tmp_path) -> None:
+    model = make(cls, kernel={**KERNEL, "refresh_interval": 10_000}).learn(80)
+    model.save_replay_buffer(tmp_path / "buffer")
+    known = model.action_kernel.transitions
+    model.train(1, 16)
+    assert model.action_kernel.transitions is known
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.train(1, 16)
+    assert model.action_kernel.transitions is not known

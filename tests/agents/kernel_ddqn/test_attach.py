@@ -252,6 +252,9 @@ def test_statistics_of_vec_normalize_stand_still_and_are_needed() -> None:
     assert attach_kernel_head(model, model.replay_buffer, kernel=KERNEL).q_net.head.memory.sizes.max() == 100
     with pytest.raises(ValueError, match=r"trained in VecNormalize.*get_env"):
         attach_kernel_head(model, "CartPole-v1", 300)
+    fresh = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    with pytest.raises(ValueError, match=r"has seen no observation.*VecNormalize\.load"):
+        attach_kernel_head(model, fresh, 300)
 
 
 class Pictures(gym.Env):

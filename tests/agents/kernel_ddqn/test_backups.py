@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -124,3 +126,16 @@ def test_a_network_can_look_ahead_too(settings: dict[str, str]) -> None:
             model.q_net.feature_map(supports.observations)
         )
     assert (explored - greedy).max() > 0.0
+
+
+def test_a_loaded_model_goes_on_with_the_values_of_its_file(tmp_path: Path) -> None:
+    model, kernel = _trained(sweeps=1)
+    for _ in range(200):
+        kernel.rebase()
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = KernelQ.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.learn(60, reset_num_timesteps=False)
+    assert loaded.replay_kernel is not None
+    assert loaded.policy.online.head.memory.targets.max() == pytest.approx(1.0, abs=0.1)

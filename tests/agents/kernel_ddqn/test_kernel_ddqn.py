@@ -11,9 +11,9 @@ import pytest
 import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import ConvertCallback
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 
-from agents import DQK, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
+from agents import DQK, DoubleDQN, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
 from agents.kernel_qrdqn import KernelQRDQN
 from skrl.solve.local_weights import bounded_correction
 
@@ -227,3 +227,35 @@ def test_the_kernel_alone_takes_its_settings_from_the_policys_arguments_too() ->
     for cls in (KernelQ, KernelDDQN):
         kernel = cls("MlpPolicy", "CartPole-v1", policy_kwargs=given, device="cpu").policy.kernel
         assert (kernel.k, kernel.exploration_bonus) == (8, 0.0)
+
+
+def test_double_dqn_is_not_corrected_from_outside() -> None:
+    """It would choose without R, by the network that learns, and evaluate with it."""
+    model = DoubleDQN(KernelDQNPolicy, "CartPole-v1", device="cpu")
+    with pytest.raises(ValueError, match=r"DoubleDQN would choose actions without R.*use KernelDDQN"):
+        model.learn(10, callback=KernelRefreshCallback())
+
+
+def test_residuals_follow_the_target_network_through_the_warm_up_of_a_second_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = _trained("both", steps=200)
+    refreshed: list[int] = []
+    original = type(model._kernel()).refresh
+
+    def noted(kernel: Any, num_timesteps: int) -> None:
+        refreshed.append(num_timesteps)
+        original(kernel, num_timesteps)
+
+    monkeypatch.setattr("agents.kernel_ddqn.replay_kernel.ReplayKernel.refresh", noted)
+    model.learn(45)
+    assert refreshed == [20, 40]  # of 50 random steps
+
+
+def test_one_seed_for_everything_serves_models_without_one() -> None:
+    drawn = []
+    for _ in range(2):
+        set_random_seed(3)
+        model = KernelDDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "seed": None})
+        drawn.append(model.rng.random())
+    assert drawn[0] == drawn[1]

@@ -271,3 +271,31 @@ def test_a_loaded_model_may_get_another_kernel(tmp_path) -> None:
     KernelPPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu").save(tmp_path / "model")
     for given in ({"k": 7}, CriticConfig(k=7)):
         assert KernelPPO.load(tmp_path / "model", kernel=given).critic.config.k == 7
+
+
+def test_another_kernel_keeps_the_saved_settings_that_it_does_not_name(tmp_path) -> None:
+    model = KernelPPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu", kernel={"sweeps": 2})
+    model.save(tmp_path / "model")
+    assert KernelPPO.load(tmp_path / "model", kernel={"k": 7}).critic.config == CriticConfig(k=7, sweeps=2)
+
+
+def test_another_environment_begins_without_the_returns_of_the_old_one() -> None:
+    model = KernelPPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=8, device="cpu", seed=0).learn(16)
+    assert model.critic.remembered is not None
+    model.set_env(make_vec_env("CartPole-v1"))
+    assert model.critic.remembered is None
+
+
+def test_an_interrupted_correction_leaves_the_buffer_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, buffer = critic(trace_decay=0.5), rollout(2)
+    values, rewards = buffer.values.copy(), buffer.rewards.copy()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judge.head, "write_targets", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        correct(judge, buffer)
+    assert buffer.gae_lambda == 0.8
+    assert np.array_equal(buffer.values, values)
+    assert np.array_equal(buffer.rewards, rewards)

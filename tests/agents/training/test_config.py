@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from gymnasium import spaces
@@ -44,6 +45,8 @@ def from_words(*words: str) -> Any:
         ("run_dir", None, None),
         ("run_dir", "None", None),
         ("policy", "MlpPolicy", "MlpPolicy"),
+        ("seed", np.int64(3), 3),
+        ("gamma", np.float32(0.5), 0.5),
     ],
 )
 def test_values_take_the_type_of_their_field(name: str, given: object, stored: object) -> None:

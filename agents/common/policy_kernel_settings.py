@@ -9,7 +9,7 @@ from typing_extensions import Self
 from agents.common.derived_settings import DerivedSettings
 
 
-class KernelOfPolicy(DerivedSettings):
+class PolicyKernelSettings(DerivedSettings):
     """Mixed in before an algorithm whose policy holds the kernel: a loaded one cannot be given another."""
 
     kernel_settings: dict[str, Any] | None = None
