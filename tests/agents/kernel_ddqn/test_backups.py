@@ -138,4 +138,6 @@ def test_a_loaded_model_goes_on_with_the_values_of_its_file(tmp_path: Path) -> N
     loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.learn(60, reset_num_timesteps=False)
     assert loaded.replay_kernel is not None
-    assert loaded.policy.online.head.memory.targets.max() == pytest.approx(1.0, abs=0.1)
+    mean, known = (each.policy.online.head.memory.targets.mean() for each in (loaded, model))
+    assert known > 0.3
+    assert mean == pytest.approx(float(known), rel=0.15)
