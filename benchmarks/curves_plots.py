@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from curves_results import Runs, environments, variants
-from curves_tables import MEASURES, Tasks, common_tasks, strata
+from curves_scores import MEASURES, Tasks, common_tasks, strata
 from statistics_of_curves import Interval, curve_intervals, improvement_interval, stratified_interval
 
 mpl.use("Agg")

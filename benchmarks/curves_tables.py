@@ -1,18 +1,16 @@
-"""Finished runs as Markdown tables and CSV files."""
+"""Finished runs as Markdown tables."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from curves_results import Run, Runs, environments, variants
+from curves_scores import MEASURES, Tasks, common_tasks, strata, values
 from statistics_of_curves import (
     Interval,
     Scores,
-    Strata,
     bootstrap_interval,
     improvement_interval,
     interquartile_mean,
@@ -22,34 +20,12 @@ from statistics_of_curves import (
 )
 from tasks import Task
 
-Tasks = Mapping[str, Task]
-Measure = Callable[[Run], float]
-MEASURES: dict[str, Measure] = {"AUC": lambda run: run.area, "final": lambda run: run.final_return}
 NOTHING = "–"
 
 EXPLANATION = """AUC: mean greedy return of the evaluations during training. Final: greedy return after the budget. IQM:
 interquartile mean over seeds; in brackets 95 % bootstrap intervals, seeds drawn anew within each environment, and none
 where all resamples agree, which is no certainty. P: how probable it is that a run is better than one of {baseline},
 ties counted half. Seconds are training wall clock without evaluations."""
-
-
-def values(group: Sequence[Run], measure: Measure) -> Scores:
-    """A figure of every run, [seeds]."""
-    return np.array([measure(run) for run in group], dtype=np.float64)
-
-
-def common_tasks(runs: Runs, tasks: Tasks) -> list[str]:
-    """Environments with known returns that every variant has run: those that can be aggregated."""
-    names = variants(runs, "")
-    return [env for env in environments(runs) if env in tasks and all((env, name) in runs for name in names)]
-
-
-def strata(runs: Runs, tasks: Tasks, variant: str, measure: Measure) -> Strata:
-    """Normalised scores of a variant on the common tasks, each [seeds]."""
-    return [
-        np.array([tasks[env].normalised(value) for value in values(runs[env, variant], measure)])
-        for env in common_tasks(runs, tasks)
-    ]
 
 
 def markdown(
@@ -160,36 +136,6 @@ def seed_table(runs: Runs) -> str:
     return table(["environment", "variant", "by seed"], rows)
 
 
-def write_evaluations(runs: Runs, path: Path) -> None:
-    """CSV with one row per run and evaluation."""
-    head = ["env", "variant", "seed", "timesteps", "seconds", "mean_return"]
-    rows = [
-        [env, variant, run.seed, int(step), "" if run.seconds is None else f"{run.seconds[index]:.3f}", f"{value:.3f}"]
-        for (env, variant), group in runs.items()
-        for run in group
-        for index, (step, value) in enumerate(zip(run.timesteps, run.mean_returns, strict=True))
-    ]
-    _write_csv(path, head, rows)
-
-
-def write_seeds(runs: Runs, tasks: Tasks, path: Path) -> None:
-    """CSV with one row per run; a threshold never reached is `inf`, what is unknown stays empty."""
-    head = ["env", "variant", "agent", "seed", "total_timesteps", "area_under_curve", "final_return", "best_return"]
-    head += ["steps_to_threshold", "seconds_to_threshold", "train_seconds", "wall_seconds", "commit"]
-    rows: list[list[object]] = []
-    for (env, variant), group in runs.items():
-        task = tasks.get(env)
-        for run in group:
-            reaching = [None, None] if task is None else [run.steps_to(task), run.seconds_to(task)]
-            scores = [run.area, run.final_return, run.best_return]
-            rows.append(
-                [env, variant, run.agent, run.seed, run.total_timesteps]
-                + ["" if value is None else f"{value:.6g}" for value in (*scores, *reaching)]
-                + [f"{run.train_seconds:.3f}", f"{run.wall_seconds:.3f}", run.commit]
-            )
-    _write_csv(path, head, rows)
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -251,10 +197,3 @@ def _mean(scores: Scores, digits: int) -> str:
 
 def _number(value: float, digits: int) -> str:
     return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)

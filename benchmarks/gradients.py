@@ -20,7 +20,9 @@ from shown_command import shown_command
 
 from agents.training.provenance import commit, versions
 from skrl import SparseKernel, compiling, functional
+from skrl.kernels import Kernel
 from skrl.search.neighbors import Localisation
+from skrl.solve.differentiable import carries_gradients
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ class Gradients:
 
 
 def timed(shape: Shape, rounds: int, seconds: float) -> Times:
-    """Seconds of a forward and a backward pass, all of supports, targets, lengthscale and ridge being learned."""
+    """Seconds of a forward and a backward pass, all of supports, targets, lengthscale and ridge being learned.
+
+    Raises:
+        RuntimeError: both sides are the same code, or have other gradients.
+    """
     torch.manual_seed(0)
     queries = torch.randn(shape.queries, shape.dim)
     supports, targets = torch.randn(shape.supports, shape.dim), torch.randn(shape.supports, shape.targets)
@@ -72,9 +78,15 @@ def timed(shape: Shape, rounds: int, seconds: float) -> Times:
         localisation=shape.localisation, learn_kernel=True,
     )  # fmt: skip
 
+    asked = [0, 0]
+
     def side(is_compiled: bool) -> Callable[[int], float]:
+        def chosen(kernel: Kernel, points: torch.Tensor) -> bool:
+            asked[is_compiled] += 1
+            return is_compiled
+
         def call(_: int) -> float:
-            functional.carries_gradients = lambda kernel, points: is_compiled  # type: ignore[attr-defined]  # imported there
+            functional.carries_gradients = chosen  # type: ignore[attr-defined]  # imported there
             module.zero_grad()
             module(queries).square().mean().backward()
             return 0.0
@@ -82,13 +94,24 @@ def timed(shape: Shape, rounds: int, seconds: float) -> Times:
         return call
 
     ours, rival = side(True), side(False)
-    earlier = []
-    for call in (ours, rival):
-        call(0)
-        started = time.perf_counter()
-        call(0)
-        earlier.append(time.perf_counter() - started)
-    return interleave(ours, rival, rounds, seconds, (earlier[0], earlier[1]))
+    earlier, gradients = [], []
+    try:
+        for call in (ours, rival):
+            call(0)
+            gradients.append([each.grad.clone() for each in module.parameters() if each.grad is not None])
+            started = time.perf_counter()
+            call(0)
+            earlier.append(time.perf_counter() - started)
+        if not all(asked):
+            raise RuntimeError(
+                "skrl.functional no longer asks carries_gradients, by which this script chooses the side"
+            )
+        for mine, theirs in zip(*gradients, strict=True):
+            if not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max())):
+                raise RuntimeError(f"{shape.what}: gradients differ by {float((mine - theirs).abs().max()):.2g}")
+        return interleave(ours, rival, rounds, seconds, (earlier[0], earlier[1]))
+    finally:
+        functional.carries_gradients = carries_gradients  # type: ignore[attr-defined]
 
 
 def main(argv: Sequence[str]) -> int:

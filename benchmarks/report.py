@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from curves_csv import write_evaluations, write_seeds
 from curves_plots import plot_curves, plot_intervals
 from curves_results import gaps, read_runs, variants
-from curves_tables import markdown, write_evaluations, write_seeds
+from curves_tables import markdown
 from tasks import read_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
