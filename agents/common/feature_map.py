@@ -50,6 +50,12 @@ class FeatureMap(nn.Module):
         self.register_buffer("scale", torch.ones(self.dim))
 
     @property
+    def gap(self) -> Float[Tensor, ""] | None:
+        """Distance between the features of neighbouring numbers of states; None where distances mean something."""
+        gap = None if self.observation is None else self.observation.gap
+        return None if gap is None else gap / self.scale[0]
+
+    @property
     def is_learned(self) -> bool:
         """Whether :meth:`freeze` changes the features of an observation."""
         return self.penultimate is not None

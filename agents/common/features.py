@@ -27,22 +27,36 @@ class ObservationFeatures(nn.Module):
         observation_space: any space that SB3 preprocesses, dict spaces included.
         projection_dim: observations with more entries are mapped to this many.
         normalize_images: divide image channels by 255, as the network does.
+        tabular: where states are numbered (a Discrete space) give the number itself, to be told apart and no more; see
+            :attr:`gap`.
     """
 
     projection: Tensor | None
 
+    gap: float | None
+    """Distance between the features of neighbouring numbers of states, which says nothing of how alike they are; None
+    where distances between features mean something."""
+
     def __init__(
-        self, observation_space: spaces.Space[Any], projection_dim: int, normalize_images: bool = True
+        self,
+        observation_space: spaces.Space[Any],
+        projection_dim: int,
+        normalize_images: bool = True,
+        tabular: bool = False,
     ) -> None:
         super().__init__()
         self.observation_space, self.normalize_images = observation_space, normalize_images
-        width = get_flattened_obs_dim(observation_space)
+        self.gap = 1.0 if tabular and isinstance(observation_space, spaces.Discrete) else None
+        width = 1 if self.gap else get_flattened_obs_dim(observation_space)
         self.dim = min(width, projection_dim)
         # Regenerated from its seed, so it need not be in every checkpoint.
         self.register_buffer("projection", random_projection(width, projection_dim), persistent=False)
 
     def raw(self, observations: PyTorchObs) -> Float[Tensor, "batch dim"]:
         """Flattened and projected observations, [B, d]."""
+        if self.gap:
+            assert isinstance(observations, Tensor)
+            return observations.reshape(len(observations), 1).float()
         prepared = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
         # The order of the space, not of the caller's dict, decides which column is which.
         keys = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else ()

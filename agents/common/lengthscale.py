@@ -14,6 +14,9 @@ from skrl.value_heads import ResidualHead, ValueHead
 MULTIPLES = (1.0, 0.5, 2.0, 4.0)
 """Of the configured length, among which leave-one-out errors choose; the first one until there are any."""
 
+TABULAR = 0.01
+"""Lengthscale between states that are only told apart, as a share of the distance between their features."""
+
 PROBES = 256
 """Support points per action from which lengthscale and leave-one-out error are estimated."""
 
@@ -32,10 +35,20 @@ class LengthscaleRule:
     def __init__(self, head: ValueHead, config: RegressionConfig, generator: torch.Generator) -> None:
         self.head, self.config, self.generator = head, config, generator
         self.multiple = MULTIPLES[0]
+        self.is_tabular = False
 
     @torch.no_grad()
-    def apply(self) -> None:
-        """Write the chosen multiple of ``lengthscale_factor`` times the median distance to the k-th neighbour."""
+    def apply(self, gap: Float[Tensor, ""] | None = None) -> None:
+        """Write the chosen multiple of ``lengthscale_factor`` times the median distance to the k-th neighbour.
+
+        Args:
+            gap: distance between features of different states where it says nothing of how alike they are: the kernel
+                then knows a state by its own visits alone.
+        """
+        self.is_tabular = gap is not None
+        if gap is not None:
+            self.head.lengthscale.copy_(TABULAR * gap)
+            return
         # One more neighbour than k, since every probe finds itself.
         distance = median_neighbor_distance(self._near_probes(self.head.k + 1))
         self.head.lengthscale.copy_(self.config.lengthscale_factor * self.multiple * distance)
@@ -53,7 +66,7 @@ class LengthscaleRule:
         )
         present = self.head.lengthscale
         error = self._error(neighbors, radius, present)
-        if self.config.lengthscale_rule == "leave_one_out":
+        if self.config.lengthscale_rule == "leave_one_out" and not self.is_tabular:
             unit = present / self.multiple
             errors = torch.stack([self._error(neighbors, radius, multiple * unit) for multiple in MULTIPLES])
             self.multiple = MULTIPLES[int(errors.argmin())]

@@ -17,6 +17,7 @@ from agents.common.features import ObservationFeatures
 from agents.common.penultimate_features import PenultimateFeatures
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn.kernel_config import KernelConfig
+from skrl.kernels.formulas import make_kernel
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import HEADS, NetworkFreeHead
 
@@ -96,7 +97,11 @@ class KernelNetwork(BasePolicy):
     def _make_feature_map(self) -> FeatureMap:
         kernel, observation, penultimate = self.kernel, None, None
         if kernel.features != "penultimate":
-            observation = ObservationFeatures(self.observation_space, kernel.projection_dim, self.normalize_images)
+            # Beside features that the network learned, or in a kernel of directions, a number would be a coordinate.
+            tabular = kernel.features == "observation" and make_kernel(kernel.kernel, 1).is_radial
+            observation = ObservationFeatures(
+                self.observation_space, kernel.projection_dim, self.normalize_images, tabular
+            )
         if kernel.features != "observation":
             trunk, width = self.trunk(), self.net_arch[-1] if self.net_arch else self.features_dim
             if next(trunk.parameters(), None) is None:

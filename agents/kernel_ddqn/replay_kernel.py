@@ -156,7 +156,7 @@ class ReplayKernel:
         features = self.feature_map.standardise(self.table.raw[torch.from_numpy(chosen)])
         steps = self.view.n_step(chosen.reshape(-1))
         self._place_supports(features, sizes, steps)
-        self.lengthscale.apply()
+        self.lengthscale.apply(self.feature_map.gap)
         # Backups that restart need those next states alone to which supports lead.
         self.diagnostics.variance_mean = self.table.localise(
             slots if self.reads_every_state else np.unique(steps.last_slots)

@@ -20,6 +20,7 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts, joined, take
 from agents.kernel_ppo.critic_config import CriticConfig
+from skrl.kernels.formulas import make_kernel
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_weights import LocalWeights
@@ -82,7 +83,8 @@ class RolloutCritic:
         rng: np.random.Generator,
     ) -> None:
         self.config, self.device = config, device
-        features = ObservationFeatures(observation_space, config.projection_dim, normalize_images)
+        tabular = make_kernel(config.kernel, 1).is_radial
+        features = ObservationFeatures(observation_space, config.projection_dim, normalize_images, tabular)
         self.feature_map = FeatureMap(features, None).to(device)
         self.head = config.make_head(FOLDS, self.feature_map.dim).to(device)
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -126,7 +128,7 @@ class RolloutCritic:
         raw = in_parts(self.feature_map.raw, known.observations, CHUNK)
         self.feature_map.fit(raw)
         self.head.memory.write(self.feature_map.standardise(raw[chosen]), sizes)
-        self.lengthscale.apply()
+        self.lengthscale.apply(self.feature_map.gap)
         prior = in_parts(network, supports, CHUNK).view(chosen.shape)
         local = self._localise(raw[old:])
         last_values = network(last_observations).flatten()
