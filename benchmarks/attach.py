@@ -99,13 +99,13 @@ def stopped_model(settings: Attach, agent: str, env: str, seed: int, source: str
     """A model trained for a share of its budget, from its file where that is of these settings and this commit.
 
     Raises:
-        ConfigError: the agent is no DQN, to which alone a head can be attached.
+        ConfigError: the agent is no DQN.
     """
     file = settings.models / agent / env / f"seed{seed}" / f"share{settings.share:g}.zip"
     config = resolve({"agent": [agent], "env": [env], "seed": [str(seed)], "device": ["cpu"]})
     model = build_model(config, make_env(env, n_envs=config.n_envs, seed=seed))
     if not isinstance(model, DQN):
-        raise ConfigError(f"{agent} is no DQN, to which alone a kernel head can be attached; take ddqn or dqn")
+        raise ConfigError(f"{agent} is no DQN, which alone this script measures; take ddqn or dqn")
     origin, made = file.with_suffix(".yaml"), f"# commit {source}\n{dump_config(config)}"
     known = source is not None and not source.endswith("-dirty")
     if not known or not file.exists() or not origin.exists() or origin.read_text(encoding="utf-8") != made:

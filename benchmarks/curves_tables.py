@@ -119,7 +119,7 @@ def cost_table(runs: Runs, tasks: Tasks, baseline: str) -> str:
         ratio = NOTHING
         if variant == baseline:
             ratio = "1"
-        elif theirs and _origins(group) == _origins(theirs):
+        elif theirs and _of_one_origin([*group, *theirs]):
             ratio = bracketed(ratio_interval(seconds, values(theirs, lambda run: run.train_seconds)), 2)
         row = [env, variant, *_reaching(group, tasks.get(env)), f"{seconds.mean():.0f}", ratio]
         rows.append([*row, _kept(group, tasks.get(env))])
@@ -148,9 +148,9 @@ def bracketed(interval: Interval, digits: int) -> str:
     return estimate if interval.low == interval.high else f"{estimate} [{low}, {high}]"
 
 
-def _origins(group: Sequence[Run]) -> set[tuple[str | None, str | None]]:
-    """Commits and machines of runs; seconds of different ones do not compare."""
-    return {(run.commit, run.machine) for run in group}
+def _of_one_origin(runs: Sequence[Run]) -> bool:
+    """Whether runs are known to be of one commit and machine; seconds of others do not compare."""
+    return len({(run.commit, run.machine) for run in runs}) == 1 and runs[0].machine is not None
 
 
 def _reaching(group: Sequence[Run], task: Task | None) -> list[str]:

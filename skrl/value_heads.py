@@ -203,7 +203,9 @@ class ResidualHead(ValueHead):
     def leave_one_out(
         self, system: LocalSystem, residuals: Float[Tensor, "*batch k targets"]
     ) -> Float[Tensor, "*batch k targets"]:
-        """Errors of predicting each of k neighbours from the others, as this head predicts; zero where one is missing.
+        """Errors of predicting each of k neighbours from the others by this head's weights; zero where one is missing.
+
+        Predictions are not bounded here, as corrections are.
 
         Args:
             system: local systems of some points.

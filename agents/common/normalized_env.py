@@ -22,7 +22,8 @@ def require_normalized(model: BaseAlgorithm, env: VecEnv) -> None:
         raise ValueError(
             "the model was trained in VecNormalize, but the environment is not in one; give model.get_env()"
         )
-    if normalize is not None and normalize.norm_obs and _observations_seen(normalize) < 1:
+    own = normalize is not None and normalize is model.get_vec_normalize_env()
+    if normalize is not None and not own and normalize.norm_obs and _observations_seen(normalize) < 1:
         raise ValueError(
             "the environment's VecNormalize has seen no observation, so that its statistics are not the model's; give "
             "model.get_env(), or VecNormalize.load(…) with the statistics that were saved beside the model"

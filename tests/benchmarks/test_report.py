@@ -48,6 +48,7 @@ def write_run(grid: Path) -> WriteRun:
             "wall_seconds": 9.0,
             "train_seconds": 4.0,
             "versions": {"python": "3.11"},
+            "machine": "x86_64, 4 cores",
             "commit": "abcdef0123456789-dirty",
         }
         (folder / "result.json").write_text(json.dumps(result | others))
@@ -209,12 +210,13 @@ def test_a_terminal_without_the_letters_is_no_error(finished: Path) -> None:
 def test_results_without_seconds_are_read(write_run: WriteRun, grid: Path) -> None:
     folder = write_run("ddqn", "CartPole-v1", 0, [500.0, 500.0, 500.0], 500.0)
     result = json.loads((folder / "result.json").read_text())
-    del result["eval_seconds"]
+    del result["eval_seconds"], result["machine"]
     (folder / "result.json").write_text(json.dumps(result))
     assert run(grid) == 0
     text = (grid.parent / "results" / "made.md").read_text()
     _, costs = cells(text, "CartPole-v1", "ddqn")[:2]
     assert costs[:4] == ["475", "1 of 1", "100", "–"]
+    assert "unknown machine" in text
     assert "commands unknown" in text
 
 
@@ -234,6 +236,7 @@ def test_seconds_of_different_origin_make_no_ratio(write_run: WriteRun, grid: Pa
     assert run(grid) == 0
     text = (grid.parent / "results" / "made.md").read_text()
     assert "· x86_64, 2 cores and arm64, 8 cores ·" in text
+    assert "unknown machine" not in text
     ratios = {name: cells(text, "CartPole-v1", name)[1][-2] for name in ("ddqn", "same", "elsewhere", "later")}
     assert ratios == {"ddqn": "1", "same": "3.00", "elsewhere": "–", "later": "–"}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from agents import KernelConfig, KernelDDQN
-from agents.common.lengthscale import MULTIPLES, LengthscaleRule
-from skrl.value_heads import ResidualHead
+from agents.common.lengthscale import MULTIPLES, TABULAR, LengthscaleRule
+from skrl.value_heads import NetworkFreeHead, ResidualHead
 
 POINTS = 101
 SPACING = 1.0 / (POINTS - 1)
@@ -87,3 +87,24 @@ def test_an_agent_takes_the_choice_at_the_next_rebuild() -> None:
         assert kernel.lengthscale.multiple in MULTIPLES
         assert model.q_net_target.head.lengthscale.item() == lengths[multiple]
     assert lengths[4.0] == pytest.approx(4.0 * lengths[1.0])
+
+
+def test_a_network_free_head_is_judged_by_what_it_predicts() -> None:
+    errors = []
+    for offset in (0.0, -60.0):
+        head = NetworkFreeHead(1, POINTS, 1, k=4, ridge=0.1)
+        grid = torch.linspace(0.0, 1.0, POINTS).view(1, -1, 1)
+        head.memory.write(grid, torch.tensor([POINTS]), torch.sin(20.0 * grid) + offset)
+        rule = LengthscaleRule(head, KernelConfig(head="network_free"), torch.Generator().manual_seed(0))
+        rule.apply()
+        errors.append(float(rule.judge()))
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
+
+
+def test_states_that_are_only_told_apart_are_no_neighbours_of_each_other() -> None:
+    rule = _rule(2.0, lengthscale_rule="leave_one_out")
+    rule.apply(torch.tensor(0.5))
+    rule.judge()
+    rule.apply(torch.tensor(0.5))
+    assert rule.head.lengthscale.item() == pytest.approx(0.5 * TABULAR)
+    assert rule.multiple == 1.0

@@ -255,6 +255,8 @@ def test_statistics_of_vec_normalize_stand_still_and_are_needed() -> None:
     fresh = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     with pytest.raises(ValueError, match=r"has seen no observation.*VecNormalize\.load"):
         attach_kernel_head(model, fresh, 300)
+    untrained = KernelDDQN("MlpPolicy", fresh, device="cpu")
+    assert attach_kernel_head(untrained, fresh, 300, kernel=KERNEL, seed=0).q_net.head.memory.mask.any()
 
 
 class Pictures(gym.Env):

@@ -12,8 +12,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
+from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelPPO, KernelQ, KernelRefreshCallback
 from agents.common.features import ObservationFeatures
+from agents.common.lengthscale import TABULAR
 from agents.common.schema import ConfigError
 from skrl.kernels import KERNELS
 from skrl.value_heads import HEADS
@@ -210,3 +211,41 @@ def test_defaults_follow_the_kind_of_observation() -> None:
     assert vector.n_steps == 3
     assert type(vector.replay_buffer).__name__ == "ReplayBuffer"
     assert KernelDDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}).policy.net_arch == [8]
+
+
+@pytest.mark.parametrize("cls", [KernelDDQN, KernelQ])
+def test_numbered_states_are_known_by_their_own_visits_alone(cls: Any) -> None:
+    kernel = {**KERNEL, "refresh_interval": 60, "ridge": 0.5}
+    settings = {"learning_starts": 50, "target_update_interval": 20, "seed": 0, "device": "cpu"}
+    model = cls("MlpPolicy", "FrozenLake-v1", kernel=kernel, **settings).learn(200)
+    network = model.policy.online
+    head, memory = network.head, network.head.memory
+    assert network.feature_map.dim == 1
+    states = torch.arange(16)
+    local = head.localise(network.feature_map(states))
+    visited = network.feature_map.raw(torch.from_numpy(model.replay_buffer.observations[:200, 0])).unique().long()
+    assert 1 < len(visited) < 16
+    unknown = [state for state in states.tolist() if state not in visited]
+    assert torch.equal(local.variance[:, unknown], torch.ones_like(local.variance[:, unknown]))
+    assert not local.weights[:, unknown].any()
+    # n visits among the neighbours share n / (n + λ), and leave a variance of λ / (n + λ).
+    query = network.feature_map(states)
+    near = memory.features[0][local.indices[0].long()].squeeze(-1) == query
+    count = (near & (local.weights[0] > 0.0)).sum(1)
+    expected = 0.5 / (count + 0.5)
+    assert torch.allclose(local.variance[0], torch.where(count > 0, expected, 1.0), atol=1e-4)
+
+
+def test_numbers_of_states_are_coordinates_nowhere_else() -> None:
+    space = spaces.Discrete(5)
+    assert ObservationFeatures(space, 64).dim == 5
+    assert ObservationFeatures(space, 64, tabular=True).dim == 1
+    assert ObservationFeatures(spaces.Box(-1, 1, (3,)), 64, tabular=True).gap is None
+    for settings in ({"features": "both"}, {"kernel": "polynomial"}):
+        model = KernelDDQN("MlpPolicy", "FrozenLake-v1", kernel=settings, device="cpu")
+        assert model.q_net.feature_map.gap is None
+    rollouts = KernelPPO("MlpPolicy", "FrozenLake-v1", n_steps=32, batch_size=8, device="cpu", seed=0).learn(64)
+    assert rollouts.critic.feature_map.dim == 1
+    gap = rollouts.critic.feature_map.gap
+    assert gap is not None
+    assert rollouts.critic.head.lengthscale == pytest.approx(TABULAR * float(gap))

@@ -288,14 +288,21 @@ def test_another_environment_begins_without_the_returns_of_the_old_one() -> None
 
 def test_an_interrupted_correction_leaves_the_buffer_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     judge, buffer = critic(trace_decay=0.5), rollout(2)
+    correct(judge, buffer)
     values, rewards = buffer.values.copy(), buffer.rewards.copy()
+    write_targets, calls = judge.head.write_targets, []
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(residuals: torch.Tensor) -> None:
+        calls.append(not np.array_equal(buffer.values, values) and not np.array_equal(buffer.rewards, rewards))
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        write_targets(residuals)
 
     monkeypatch.setattr(judge.head, "write_targets", interrupt)
+    cuts = Cuts(np.array([3]), np.array([1]), torch.ones(1, 2))
     with pytest.raises(KeyboardInterrupt):
-        correct(judge, buffer)
+        judge.correct(buffer, nothing, torch.zeros(2, 2), np.ones(2, dtype=bool), cuts=cuts)
+    assert calls == [False, True]  # in the second sweep both hold corrections
     assert buffer.gae_lambda == 0.8
     assert np.array_equal(buffer.values, values)
     assert np.array_equal(buffer.rewards, rewards)
