@@ -256,7 +256,7 @@ class NetworkFreeHead(ResidualHead):
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Ridge weights that sum to one; where they are nothing, as far from every support, they stay so.
 
-        All neighbours get the same share of what lacks. With continuous localisation the share is in proportion to the
+        All neighbours get the same share of what lacks, but those that are missing or as good as infinitely far. With continuous localisation the share is in proportion to the
         weight, which fades before a neighbour leaves.
         """
         local = super().weigh(queries)
@@ -264,9 +264,9 @@ class NetworkFreeHead(ResidualHead):
         near = total > MIN_TOTAL
         if self.localisation == "continuous":
             return local._replace(weights=local.weights / torch.where(near, total, 1.0))
-        present = torch.arange(local.weights.shape[-1], device=total.device) < self.memory.mask.sum(1, keepdim=True)
-        share = torch.where(near, 1.0 - total, 0.0) / present.sum(-1).clamp(min=1)[:, None, None]
-        return local._replace(weights=local.weights + share * present.unsqueeze(1))
+        present = local.weights != 0.0
+        share = torch.where(near, 1.0 - total, 0.0) / present.sum(-1, keepdim=True).clamp(min=1)
+        return local._replace(weights=local.weights + share * present)
 
     def leave_one_out(
         self, system: LocalSystem, residuals: Float[Tensor, "*batch k targets"]

@@ -335,3 +335,9 @@ def test_what_all_values_have_in_common_is_no_error_of_a_network_free_head(local
     errors, shifted = head.leave_one_out(system, targets), head.leave_one_out(system, targets + 100.0)
     assert errors.abs().max() > 0.1
     assert torch.allclose(errors, shifted, atol=1e-6)
+
+
+def test_a_network_free_head_takes_no_mean_over_what_is_infinitely_far() -> None:
+    head = line_head(NetworkFreeHead, [0.0, 0.0, 1e6], [3.0, 5.0, 900.0], ridge=0.5)
+    assert float(head.correction(at(0.0))) == pytest.approx(4.0)
+    assert float(head.correction(at(1e6))) == pytest.approx(900.0)
