@@ -256,8 +256,8 @@ class NetworkFreeHead(ResidualHead):
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Ridge weights that sum to one; where they are nothing, as far from every support, they stay so.
 
-        All neighbours get the same share of what lacks, but those that are missing or as good as infinitely far. With continuous localisation the share is in proportion to the
-        weight, which fades before a neighbour leaves.
+        All neighbours get the same share of what lacks, but those that are missing or as good as infinitely far. With
+        continuous localisation the share is in proportion to the weight, which fades before a neighbour leaves.
         """
         local = super().weigh(queries)
         total = local.weights.sum(-1, keepdim=True)
