@@ -56,6 +56,8 @@ class ValueHead(nn.Module, ABC):
     """
 
     lengthscale: Tensor
+    ridge_scale: Tensor
+    """What λ is multiplied by, 1 until somebody writes otherwise."""
     amplitude: Tensor
     optimistic_targets: Tensor
     fallbacks: Tensor
@@ -81,10 +83,23 @@ class ValueHead(nn.Module, ABC):
         self.kernel, self.k, self.ridge = make_kernel(kernel, feature_dim), min(k, capacity), ridge
         self.search, self.localisation = search or ExactSearch(), localisation
         self.register_buffer("lengthscale", torch.ones(()))
+        self.register_buffer("ridge_scale", torch.ones(()))
         self.register_buffer("amplitude", torch.zeros(()))
         self.register_buffer("optimistic_targets", torch.zeros(actions, capacity))
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.long), persistent=False)
         self.register_buffer("jitters", torch.zeros((), dtype=torch.long), persistent=False)
+
+    @property
+    def scaled_ridge(self) -> Float[Tensor, ""] | float:
+        """λ times its scale; a number where reading the scale costs nothing, so that 1 changes no digit."""
+        if self.ridge_scale.is_cpu and not traced():
+            return self.ridge * float(self.ridge_scale)
+        return self.ridge * self.ridge_scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """As torch does; files of before there was a scale of λ are of 1."""
+        state_dict.setdefault(f"{prefix}ridge_scale", torch.ones_like(self.ridge_scale))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @abstractmethod
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
@@ -197,7 +212,7 @@ class ResidualHead(ValueHead):
         memory = self.memory
         index = self.search.index(memory.features, memory.half_norms)
         return ridge_weights(
-            queries, memory.features, index, self.kernel, self.lengthscale, self.ridge, self.k, self.localisation
+            queries, memory.features, index, self.kernel, self.lengthscale, self.scaled_ridge, self.k, self.localisation
         )
 
     def leave_one_out(

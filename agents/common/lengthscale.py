@@ -60,22 +60,29 @@ class LengthscaleRule:
         Returns:
             Leave-one-out error at the present lengthscale, in the units of the residuals.
         """
-        windowed = self.head.localisation == "continuous"
-        neighbors, radius = within_radius(
-            self._near_probes(self.head.k + windowed), self.head.k, self.head.localisation
-        )
+        neighbors, radius = self.probes()
         present = self.head.lengthscale
-        error = self._error(neighbors, radius, present)
+        error = self.error(neighbors, radius, present)
         if self.config.lengthscale_rule == "leave_one_out" and not self.is_tabular:
             unit = present / self.multiple
-            errors = torch.stack([self._error(neighbors, radius, multiple * unit) for multiple in MULTIPLES])
+            errors = torch.stack([self.error(neighbors, radius, multiple * unit) for multiple in MULTIPLES])
             self.multiple = MULTIPLES[int(errors.argmin())]
         return error
 
-    def _error(self, neighbors: Neighbors, radius: Tensor | None, lengthscale: Tensor) -> Tensor:
+    def probes(self) -> tuple[Neighbors, Tensor | None]:
+        """Neighbours of some supports per action, and where their windows end, if there are any."""
+        head = self.head
+        near = self._near_probes(head.k + (head.localisation == "continuous"))
+        return within_radius(near, head.k, head.localisation)
+
+    def error(
+        self, neighbors: Neighbors, radius: Tensor | None, lengthscale: Tensor, ridge: Tensor | float | None = None
+    ) -> Float[Tensor, ""]:
+        """Root mean square of the leave-one-out errors of neighbours, at the head's own λ unless one is given."""
         memory, head = self.head.memory, self.head
         assert isinstance(head, ResidualHead)
-        system = factorise(neighbors, memory.features, head.kernel, lengthscale, head.ridge, radius)
+        ridge = head.scaled_ridge if ridge is None else ridge
+        system = factorise(neighbors, memory.features, head.kernel, lengthscale, ridge, radius)
         errors = head.leave_one_out(system, gather_points(memory.targets, neighbors.indices))
         return (errors.square().sum() / (system.mask.sum().clamp(min=1) * errors.shape[-1])).sqrt()
 

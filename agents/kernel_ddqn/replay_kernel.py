@@ -14,6 +14,7 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts
 from agents.common.replay_view import NStep, ReplayView, Slots
+from agents.common.replicates import ReplicateRule
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from skrl.memory.subsets import newest_and_uniform
@@ -89,6 +90,7 @@ class ReplayKernel:
         self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
+        self.ridge = ReplicateRule(self.lengthscale)
         self.corrects_targets = self.config.applies_to != "acting"
         self.looks_ahead = self.config.exploration == "lookahead"
         self.continues = self.config.backup == "continue" or isinstance(self.head, NetworkFreeHead)
@@ -118,7 +120,7 @@ class ReplayKernel:
             "refresh_ms": 1e3 * float(np.mean(seconds)) if seconds else 0.0,
         }
         if isinstance(self.head, ResidualHead):
-            scalars["ridge"] = self.head.ridge
+            scalars["ridge"] = float(self.head.scaled_ridge)
             scalars["leave_one_out_error"] = float(diagnostics.leave_one_out_error)
         return scalars
 
@@ -157,6 +159,7 @@ class ReplayKernel:
         steps = self.view.n_step(chosen.reshape(-1))
         self._place_supports(features, sizes, steps)
         self.lengthscale.apply(self.feature_map.gap)
+        self.ridge.apply()
         # Backups that restart need those next states alone to which supports lead.
         self.diagnostics.variance_mean = self.table.localise(
             slots if self.reads_every_state else np.unique(steps.last_slots)
@@ -165,6 +168,7 @@ class ReplayKernel:
         self.rebase()
         if isinstance(self.head, ResidualHead):
             self.diagnostics.leave_one_out_error = self.lengthscale.judge()
+            self.ridge.judge()
 
     @torch.no_grad()
     def rebase(self) -> None:
