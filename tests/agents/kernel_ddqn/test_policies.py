@@ -232,7 +232,8 @@ def test_numbered_states_are_known_by_their_own_visits_alone(cls: Any) -> None:
     query = network.feature_map(states)
     near = memory.features[0][local.indices[0].long()].squeeze(-1) == query
     count = (near & (local.weights[0] > 0.0)).sum(1)
-    expected = 0.5 / (count + 0.5)
+    ridge = float(head.scaled_ridge)
+    expected = ridge / (count + ridge)
     assert torch.allclose(local.variance[0], torch.where(count > 0, expected, 1.0), atol=1e-4)
 
 
