@@ -295,6 +295,7 @@ def test_state_round_trip_to_the_last_bit(kind: Kind, head: ValueHead, before: l
 def test_state_holds_everything_and_no_counter(head: ValueHead) -> None:
     assert set(head.state_dict()) == {
         "optimistic_targets",
+        "ridge_scale",
         "lengthscale",
         "amplitude",
         "memory.features",
