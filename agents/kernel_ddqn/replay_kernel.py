@@ -17,8 +17,8 @@ from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.replicates import ReplicateRule
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.kernel_network import KernelNetwork
-from skrl.memory.subsets import newest_and_uniform
-from skrl.shapes import Float, Tensor
+from skrl.memory.subsets import newest_and_uniform, newest_of_each
+from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_weights import bounded_correction
 from skrl.value_heads import NetworkFreeHead, ResidualHead
 
@@ -263,11 +263,22 @@ class ReplayKernel:
         chosen = np.full((memory.sets, memory.capacity), slots[0])
         sizes = torch.zeros(memory.sets, dtype=torch.long, device=memory.sizes.device)
         for action in range(memory.sets):
-            candidates = torch.from_numpy(slots[actions == action])
-            picked = newest_and_uniform(candidates, memory.capacity, self.config.newest_fraction, self.generator)
+            picked = self._pick(torch.from_numpy(slots[actions == action]))
             chosen[action, : len(picked)] = picked.numpy()
             sizes[action] = len(picked)
         return chosen, sizes
+
+    def _pick(self, candidates: Int[Tensor, " candidates"]) -> Int[Tensor, " chosen"]:
+        """Which of an action's transitions become supports.
+
+        Where states are told apart and no more, one that is not among the supports is unknown however often it was
+        visited: each keeps its newest visits first.
+        """
+        capacity = self.head.memory.capacity
+        if self.feature_map.gap is not None:
+            states = self.table.raw[candidates, 0].cpu()
+            return newest_of_each(candidates, states, capacity)
+        return newest_and_uniform(candidates, capacity, self.config.newest_fraction, self.generator)
 
     def _place_supports(self, features: Float[Tensor, "actions points dim"], sizes: Tensor, steps: NStep) -> None:
         """Write chosen supports to the memory; ``steps`` are the returns that begin there."""

@@ -9,7 +9,7 @@ from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
 from skrl.modes import precise
-from skrl.shapes import Float, Int, Tensor
+from skrl.shapes import Float, Int, Shaped, Tensor
 
 
 def newest_and_uniform(
@@ -38,6 +38,31 @@ def newest_and_uniform(
     older = count - newest
     drawn = torch.randperm(older, generator=generator, device=candidates.device)[: capacity - newest]
     return torch.cat([candidates[drawn.sort().values], candidates[older:]])
+
+
+def newest_of_each(
+    candidates: Int[Tensor, " candidates"], labels: Shaped[Tensor, " candidates"], capacity: int
+) -> Int[Tensor, " chosen"]:
+    """Choose support points so that every label keeps its newest one before any keeps a second, and so on.
+
+    Args:
+        candidates: positions ordered from oldest to newest, [n].
+        labels: what each of them is one of, [n].
+        capacity: points to choose at most.
+
+    Returns:
+        Distinct candidates, oldest first, [min(n, capacity)].
+    """
+    if len(candidates) <= capacity:
+        return candidates
+    backwards = labels.flip(0)
+    grouped = backwards.argsort(stable=True)
+    _, sizes = torch.unique_consecutive(backwards[grouped], return_counts=True)
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    rank = torch.empty_like(grouped)
+    rank[grouped] = torch.arange(len(grouped), device=grouped.device) - starts
+    kept = rank.argsort(stable=True)[:capacity]
+    return candidates[(len(candidates) - 1 - kept).sort().values]
 
 
 @torch.no_grad()

@@ -250,3 +250,19 @@ def test_numbers_of_states_are_coordinates_nowhere_else() -> None:
     gap = rollouts.critic.feature_map.gap
     assert gap is not None
     assert rollouts.critic.head.lengthscale == pytest.approx(TABULAR * float(gap))
+
+
+def test_a_numbered_state_that_was_visited_once_is_not_forgotten() -> None:
+    kernel = {"capacity": 60, "k": 4, "refresh_interval": 20}
+    model = KernelQ(
+        "MlpPolicy", "FrozenLake-v1", kernel=kernel, learning_starts=50, target_update_interval=20, seed=0, device="cpu"
+    ).learn(400)
+    kernel_ = model._kernel()
+    kernel_.rebuild()
+    head, features = model.policy.online.head, kernel_.table.raw
+    slots = kernel_.view.slots()
+    for action, size in enumerate(head.memory.sizes.tolist()):
+        stored = features[slots[kernel_.view.stored_actions(slots) == action]].unique()
+        known = head.memory.features[action, :size].unique()
+        assert size == 15
+        assert len(known) == len(stored) > 4

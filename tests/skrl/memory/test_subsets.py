@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from skrl.kernels import KERNELS, Kernel, make_kernel
-from skrl.memory.subsets import newest_and_uniform, p_greedy
+from skrl.memory.subsets import newest_and_uniform, newest_of_each, p_greedy
 
 
 def choose(count: int, capacity: int, fraction: float, seed: int = 0) -> list[int]:
@@ -139,3 +139,14 @@ def test_p_greedy_refuses_settings_that_make_no_sense(settings: dict[str, object
 def test_greedy_choice_among_whole_numbers() -> None:
     points = torch.randint(0, 50, (40, 2))
     assert p_greedy(points, 7, lengthscale=20.0).tolist() == p_greedy(points.float(), 7, lengthscale=20.0).tolist()
+
+
+def test_every_label_keeps_its_newest_first() -> None:
+    labels = torch.tensor([7.0, 2.0, 2.0, 5.0, 2.0, 5.0, 2.0])
+    candidates = 100 + torch.arange(7)
+    chosen = [newest_of_each(candidates, labels, capacity).tolist() for capacity in (1, 3, 5, 6, 7, 9)]
+    assert chosen[0] == [106]
+    assert chosen[1] == [100, 105, 106]
+    assert chosen[2] == [100, 103, 104, 105, 106]
+    assert chosen[3] == [100, 102, 103, 104, 105, 106]
+    assert chosen[4] == chosen[5] == candidates.tolist()
