@@ -22,7 +22,8 @@ class RegressionConfig(LocalKernelConfig):
     """`neighbors`: that length; `leave_one_out`: ½, 1, 2 or 4 times it, whichever erred least at the last rebuild."""
 
     newest_fraction: Fraction = 0.5
-    """Share of the supports that are the newest experience; the rest is drawn uniformly from what is older."""
+    """Share of the supports that are the newest experience; the rest is drawn uniformly from what is older.
+    Q-learners of numbered states keep the newest visits of each instead."""
 
     def make_head(self, sets: int, feature_dim: int, kind: type[ValueHead] = ResidualHead) -> ValueHead:
         """An empty value head with these settings.
