@@ -98,7 +98,8 @@ class ValueHead(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """As torch does; files of before there was a scale of λ are of 1."""
-        state_dict.setdefault(f"{prefix}ridge_scale", torch.ones_like(self.ridge_scale))
+        if f"{prefix}lengthscale" in state_dict:
+            state_dict.setdefault(f"{prefix}ridge_scale", torch.ones_like(self.ridge_scale))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     @abstractmethod
@@ -293,9 +294,11 @@ class NetworkFreeHead(ResidualHead):
         if self.localisation == "continuous":
             predicted = (residuals - errors) / torch.where(near, 1.0 - lack, 1.0)
             return torch.where(near & system.mask.unsqueeze(-1), residuals - predicted, errors)
+        # As in the weights, whoever is as good as infinitely far has no share.
+        others = (torch.cholesky_inverse(system.factor) != 0.0).to(residuals.dtype)
+        others = others - torch.diag_embed(others.diagonal(dim1=-2, dim2=-1))
         known = torch.where(system.mask.unsqueeze(-1), residuals, 0.0)
-        others = system.mask.sum(-1).sub(1).clamp(min=1)[..., None, None]
-        mean = (known.sum(-2, keepdim=True) - known) / others
+        mean = others @ known / others.sum(-1, keepdim=True).clamp(min=1)
         return torch.where(near, errors - lack * mean, errors)
 
     @torch.no_grad()

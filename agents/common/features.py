@@ -13,6 +13,8 @@ from torch import nn
 from skrl.shapes import Float, Tensor
 
 PROJECTION_SEED = 0
+MOST_NUMBERS = 4096
+"""States beyond which a search in single precision would take neighbouring numbers for one."""
 
 
 class ObservationFeatures(nn.Module):
@@ -27,8 +29,8 @@ class ObservationFeatures(nn.Module):
         observation_space: any space that SB3 preprocesses, dict spaces included.
         projection_dim: observations with more entries are mapped to this many.
         normalize_images: divide image channels by 255, as the network does.
-        tabular: where states are numbered (a Discrete space) give the number itself, to be told apart and no more; see
-            :attr:`gap`.
+        tabular: where states are numbered (a Discrete space, of ``MOST_NUMBERS`` at most) give the number itself, to be
+            told apart and no more; see :attr:`gap`.
     """
 
     projection: Tensor | None
@@ -46,7 +48,8 @@ class ObservationFeatures(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_space, self.normalize_images = observation_space, normalize_images
-        self.gap = 1.0 if tabular and isinstance(observation_space, spaces.Discrete) else None
+        numbered = isinstance(observation_space, spaces.Discrete) and observation_space.n <= MOST_NUMBERS
+        self.gap = 1.0 if tabular and numbered else None
         width = 1 if self.gap else get_flattened_obs_dim(observation_space)
         self.dim = min(width, projection_dim)
         # Regenerated from its seed, so it need not be in every checkpoint.
@@ -56,7 +59,8 @@ class ObservationFeatures(nn.Module):
         """Flattened and projected observations, [B, d]."""
         if self.gap:
             assert isinstance(observations, Tensor)
-            return observations.reshape(len(observations), 1).float()
+            assert isinstance(self.observation_space, spaces.Discrete)
+            return (observations - int(self.observation_space.start)).reshape(len(observations), 1).float()
         prepared = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
         # The order of the space, not of the caller's dict, decides which column is which.
         keys = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from agents.common.regression_config import RegressionConfig
+from skrl.kernels.algebra import Kernel
 from skrl.search.neighbors import Neighbors, gather_points, within_radius
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_solve import factorise
@@ -14,11 +15,16 @@ from skrl.value_heads import ResidualHead, ValueHead
 MULTIPLES = (1.0, 0.5, 2.0, 4.0)
 """Of the configured length, among which leave-one-out errors choose; the first one until there are any."""
 
-TABULAR = 0.01
+TABULAR = 0.001
 """Lengthscale between states that are only told apart, as a share of the distance between their features."""
 
 PROBES = 256
 """Support points per action from which lengthscale and leave-one-out error are estimated."""
+
+
+def separates(kernel: Kernel) -> bool:
+    """Whether a kernel is nothing at all between states that are only told apart."""
+    return kernel.is_radial and bool(kernel(torch.tensor(1.0 / TABULAR, dtype=torch.float64)) == 0.0)
 
 
 class LengthscaleRule:

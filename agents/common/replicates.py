@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from agents.common.lengthscale import LengthscaleRule
+from skrl.value_heads import NetworkFreeHead
 
 SCALES = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Of the configured λ, which is the least: with fewer visits than neighbours there is nothing to learn more from."""
@@ -18,6 +19,8 @@ class ReplicateRule:
     their noise, and errors would call it knowledge. As for the lengthscale, a judgement waits for the next choice of
     supports.
 
+    A head without a network answers with the mean of a state's own visits, whatever λ is; there it stays as configured.
+
     Args:
         lengthscale: the rule of the same head.
     """
@@ -29,14 +32,17 @@ class ReplicateRule:
     @torch.no_grad()
     def apply(self) -> None:
         """Write the scale that was chosen last."""
-        self.lengthscale.head.ridge_scale.fill_(self.scale if self.lengthscale.is_tabular else SCALES[0])
+        self.lengthscale.head.ridge_scale.fill_(self.scale if self._applies() else SCALES[0])
 
     @torch.no_grad()
     def judge(self) -> None:
         """Choose the scale that errs least."""
-        if not self.lengthscale.is_tabular:
+        if not self._applies():
             return
         head = self.lengthscale.head
         neighbors, radius = self.lengthscale.probes()
         errors = [self.lengthscale.error(neighbors, radius, head.lengthscale, head.ridge * scale) for scale in SCALES]
         self.scale = SCALES[int(torch.stack(errors).argmin())]
+
+    def _applies(self) -> bool:
+        return self.lengthscale.is_tabular and not isinstance(self.lengthscale.head, NetworkFreeHead)

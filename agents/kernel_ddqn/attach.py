@@ -227,6 +227,10 @@ def _renew(kernel: ReplayKernel) -> None:
         for network in (kernel.q_net, kernel.q_net_target):
             cast(torch.nn.Linear, network.layers[-1]).bias.add_(shift)
         kernel.rebase()
+    # What all residuals had in common is gone, and there may be no other choice of supports to wait for.
+    kernel.ridge.judge()
+    if kernel.ridge.scale != float(kernel.head.ridge_scale):
+        kernel.rebuild()
 
 
 def _copied_state(policy: KernelDQNPolicy) -> dict[str, Tensor]:

@@ -84,7 +84,9 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
         copied = self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0
         # After the target update, never before: the residuals are relative to the new target network.
         # In a second run the first steps are random again, and the residuals of the first must follow all the same.
-        if copied and (self.num_timesteps > self.learning_starts or self._kernel().supports is not None):
+        # Asked for only where there is one: making it draws from the generator that exploration draws from.
+        known = self.replay_kernel is not None and self._kernel().supports is not None
+        if copied and (known or self.num_timesteps > self.learning_starts):
             self._kernel().refresh(self.num_timesteps)
 
     def _is_resumed(self, kernel: ReplayKernel) -> bool:

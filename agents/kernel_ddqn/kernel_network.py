@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from agents.common.feature_map import FeatureMap
 from agents.common.features import ObservationFeatures
+from agents.common.lengthscale import separates
 from agents.common.penultimate_features import PenultimateFeatures
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn.kernel_config import KernelConfig
@@ -98,7 +99,7 @@ class KernelNetwork(BasePolicy):
         kernel, observation, penultimate = self.kernel, None, None
         if kernel.features != "penultimate":
             # Beside features that the network learned, or in a kernel of directions, a number would be a coordinate.
-            tabular = kernel.features == "observation" and make_kernel(kernel.kernel, 1).is_radial
+            tabular = kernel.features == "observation" and separates(make_kernel(kernel.kernel, 1))
             observation = ObservationFeatures(
                 self.observation_space, kernel.projection_dim, self.normalize_images, tabular
             )

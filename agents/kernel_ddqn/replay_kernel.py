@@ -277,7 +277,7 @@ class ReplayKernel:
         capacity = self.head.memory.capacity
         if self.feature_map.gap is not None:
             states = self.table.raw[candidates, 0].cpu()
-            return newest_of_each(candidates, states, capacity)
+            return newest_of_each(candidates, states, capacity, self.head.k)
         return newest_and_uniform(candidates, capacity, self.config.newest_fraction, self.generator)
 
     def _place_supports(self, features: Float[Tensor, "actions points dim"], sizes: Tensor, steps: NStep) -> None:

@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import explained_variance
 from agents.common.feature_map import FeatureMap
 from agents.common.features import ObservationFeatures
 from agents.common.head_scalars import head_scalars
-from agents.common.lengthscale import LengthscaleRule
+from agents.common.lengthscale import LengthscaleRule, separates
 from agents.common.observations import in_parts, joined, take
 from agents.kernel_ppo.critic_config import CriticConfig
 from skrl.kernels.formulas import make_kernel
@@ -83,7 +83,7 @@ class RolloutCritic:
         rng: np.random.Generator,
     ) -> None:
         self.config, self.device = config, device
-        tabular = make_kernel(config.kernel, 1).is_radial
+        tabular = separates(make_kernel(config.kernel, 1))
         features = ObservationFeatures(observation_space, config.projection_dim, normalize_images, tabular)
         self.feature_map = FeatureMap(features, None).to(device)
         self.head = config.make_head(FOLDS, self.feature_map.dim).to(device)

@@ -41,7 +41,7 @@ def newest_and_uniform(
 
 
 def newest_of_each(
-    candidates: Int[Tensor, " candidates"], labels: Shaped[Tensor, " candidates"], capacity: int
+    candidates: Int[Tensor, " candidates"], labels: Shaped[Tensor, " candidates"], capacity: int, most: int
 ) -> Int[Tensor, " chosen"]:
     """Choose support points so that every label keeps its newest one before any keeps a second, and so on.
 
@@ -49,11 +49,12 @@ def newest_of_each(
         candidates: positions ordered from oldest to newest, [n].
         labels: what each of them is one of, [n].
         capacity: points to choose at most.
+        most: points of one label to choose at most.
 
     Returns:
-        Distinct candidates, oldest first, [min(n, capacity)].
+        Distinct candidates, oldest first, no more than n and the capacity.
     """
-    if len(candidates) <= capacity:
+    if len(candidates) == 0:
         return candidates
     backwards = labels.flip(0)
     grouped = backwards.argsort(stable=True)
@@ -61,7 +62,7 @@ def newest_of_each(
     starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     rank = torch.empty_like(grouped)
     rank[grouped] = torch.arange(len(grouped), device=grouped.device) - starts
-    kept = rank.argsort(stable=True)[:capacity]
+    kept = rank.argsort(stable=True)[: min(capacity, int((rank < most).sum()))]
     return candidates[(len(candidates) - 1 - kept).sort().values]
 
 

@@ -341,3 +341,8 @@ def test_a_network_free_head_takes_no_mean_over_what_is_infinitely_far() -> None
     head = line_head(NetworkFreeHead, [0.0, 0.0, 1e6], [3.0, 5.0, 900.0], ridge=0.5)
     assert float(head.correction(at(0.0))) == pytest.approx(4.0)
     assert float(head.correction(at(1e6))) == pytest.approx(900.0)
+    neighbors = head.search(head.memory.features, head.memory.features, 3)
+    system = factorise(neighbors, head.memory.features, head.kernel, head.lengthscale, head.ridge)
+    errors = head.leave_one_out(system, gather_points(head.memory.targets, neighbors.indices))
+    by_slot = dict(zip(neighbors.indices[0, 0].tolist(), errors[0, 0, :, 0].tolist(), strict=True))
+    assert by_slot == {0: pytest.approx(-2.0), 1: pytest.approx(2.0), 2: pytest.approx(900.0)}  # nothing is known of 2

@@ -144,9 +144,11 @@ def test_greedy_choice_among_whole_numbers() -> None:
 def test_every_label_keeps_its_newest_first() -> None:
     labels = torch.tensor([7.0, 2.0, 2.0, 5.0, 2.0, 5.0, 2.0])
     candidates = 100 + torch.arange(7)
-    chosen = [newest_of_each(candidates, labels, capacity).tolist() for capacity in (1, 3, 5, 6, 7, 9)]
+    chosen = [newest_of_each(candidates, labels, capacity, 4).tolist() for capacity in (1, 3, 5, 6, 7, 9)]
     assert chosen[0] == [106]
     assert chosen[1] == [100, 105, 106]
     assert chosen[2] == [100, 103, 104, 105, 106]
     assert chosen[3] == [100, 102, 103, 104, 105, 106]
     assert chosen[4] == chosen[5] == candidates.tolist()
+    assert newest_of_each(candidates, labels, 7, 2).tolist() == [100, 103, 104, 105, 106]
+    assert newest_of_each(candidates[:0], labels[:0], 7, 2).tolist() == []
