@@ -238,7 +238,7 @@ def test_the_command_measures_once(
 ) -> None:
     words = ["--batch", "2", "--neighbors", "4", "--points", "80", "--dim", "3", "--rivals", "numpy", "--rounds", "2"]
     words += ["--parts", "predict", "--threads", "1", "--results", str(tmp_path / "v1.5")]
-    monkeypatch.setattr(local_solve, "commit", lambda ignore: "abc")
+    monkeypatch.setattr(local_solve, "commit", lambda: "abc")
     assert local_solve.main(words) == 0
     assert {record.precision for record in read(tmp_path / "v1.5.csv")} == {"float32", "float64"}
     assert "| numpy |" in (tmp_path / "v1.5.md").read_text()
@@ -253,7 +253,7 @@ def test_the_command_measures_once(
     assert "Cell(batch=2, neighbors=5, points=80, dim=3)" in capfd.readouterr().out
     for changed in (["--threads", "2"], ["--force"]):
         assert local_solve.main([*words, *changed]) == 1
-    monkeypatch.setattr(local_solve, "commit", lambda ignore: "abc-dirty")
+    monkeypatch.setattr(local_solve, "commit", lambda: "abc-dirty")
     assert local_solve.main(words) == 1
 
 
