@@ -173,7 +173,18 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
 # Not the long budgets, which are of before ε was the share of random steps.
 @pytest.mark.parametrize(
     "name",
-    ["proof", "baselines", "qrdqn", "continuous", "slow_decay", "fast_lunar", "fresh_lunar", "long_lunar", "kernel_ppo", "ablations"],
+    [
+        "proof",
+        "baselines",
+        "qrdqn",
+        "continuous",
+        "slow_decay",
+        "fast_lunar",
+        "fresh_lunar",
+        "long_lunar",
+        "kernel_ppo",
+        "ablations",
+    ],
 )
 def test_published_cells_are_still_what_their_command_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = BENCHMARKS / "results" / name
