@@ -89,8 +89,8 @@ class LengthscaleRule:
         assert isinstance(head, ResidualHead)
         ridge = head.scaled_ridge if ridge is None else ridge
         system = factorise(neighbors, memory.features, head.kernel, lengthscale, ridge, radius)
-        errors = head.leave_one_out(system, gather_points(memory.targets, neighbors.indices))
-        return (errors.square().sum() / (system.mask.sum().clamp(min=1) * errors.shape[-1])).sqrt()
+        residuals = gather_points(memory.targets, neighbors.indices).to(system.factor.dtype)
+        return system.root_mean_square(head.leave_one_out(system, residuals))
 
     def _near_probes(self, k: int) -> Neighbors:
         """The k nearest supports of some random ones per action; of an empty set's zero padding."""

@@ -17,13 +17,14 @@ def require_normalized(model: BaseAlgorithm, env: VecEnv) -> None:
     Raises:
         ValueError: it is not.
     """
-    normalize = unwrap_vec_normalize(env)
-    if model.get_vec_normalize_env() is not None and normalize is None:
+    own, normalize = model.get_vec_normalize_env(), unwrap_vec_normalize(env)
+    if normalize is own:
+        return
+    if normalize is None:
         raise ValueError(
             "the model was trained in VecNormalize, but the environment is not in one; give model.get_env()"
         )
-    own = normalize is not None and normalize is model.get_vec_normalize_env()
-    if normalize is not None and not own and normalize.norm_obs and _observations_seen(normalize) < 1:
+    if normalize.norm_obs and _observations_seen(normalize) < 1:
         raise ValueError(
             "the environment's VecNormalize has seen no observation, so that its statistics are not the model's; give "
             "model.get_env(), or VecNormalize.load(…) with the statistics that were saved beside the model"

@@ -65,6 +65,10 @@ class ReplayView:
         assert model.replay_buffer is not None
         return cls(model.replay_buffer, model.n_steps, model.gamma, model._vec_normalize_env)
 
+    def reads(self, buffer: ReplayBuffer | None, vec_normalize: VecNormalize | None) -> bool:
+        """Whether this is the view of a buffer as given statistics normalise it, and of no other."""
+        return self.buffer is buffer and self.vec_normalize is vec_normalize
+
     @property
     def capacity(self) -> int:
         """Slots of the buffer."""

@@ -150,11 +150,10 @@ class KernelDeepQ(PolicyKernelSettings):
 
     def _kernel(self) -> ReplayKernel:
         """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""
-        view = None if self.replay_kernel is None else self.replay_kernel.view
-        if view is None or view.buffer is not self.replay_buffer or view.vec_normalize is not self._vec_normalize_env:
-            self.replay_kernel = self._make_kernel()
-        assert self.replay_kernel is not None
-        return self.replay_kernel
+        kernel = self.replay_kernel
+        if kernel is None or not kernel.view.reads(self.replay_buffer, self._vec_normalize_env):
+            kernel = self.replay_kernel = self._make_kernel()
+        return kernel
 
     def _store_transition(self, *args: Any, **kwargs: Any) -> None:
         super()._store_transition(*args, **kwargs)

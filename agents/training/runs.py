@@ -178,10 +178,11 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
         InterruptedLearning: the user interrupted learning; `model.zip` holds what was learned so far.
         NonFiniteError: training met values that are not finite; if the parameters are, `model.zip` holds them.
     """
-    start, source = perf_counter(), commit()
+    start = perf_counter()
     folder = RunFolder.of(config)
     folder.check_free(force=config.force)
     check_budget(config)
+    source = commit()  # of the code that runs; what is committed meanwhile is not part of it
     torch.set_num_threads(config.threads)
     model = build_model(config, env)
     with folder.locked():

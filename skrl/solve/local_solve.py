@@ -93,6 +93,15 @@ class LocalSystem:
         errors, _ = self.leave_one_out_with_precision(residuals)
         return errors
 
+    def root_mean_square(self, errors: Float[Tensor, "*batch k targets"]) -> Float[Tensor, ""]:
+        """Over the neighbours that are there; zero where there is none.
+
+        Args:
+            errors: of leaving each neighbour out, zero where one is missing, [*batch, B, k, c].
+        """
+        count = self.mask.sum().clamp(min=1) * errors.shape[-1]
+        return (errors.square().sum() / count).sqrt()
+
     def leave_one_out_with_precision(
         self, residuals: Float[Tensor, "*batch k targets"]
     ) -> tuple[Float[Tensor, "*batch k targets"], Float[Tensor, "*batch k"]]:

@@ -228,6 +228,5 @@ def leave_one_out_rmse(
     """
     kernel = make_kernel(kernel, max(1, features.shape[-1]))
     system = factorise(neighbors, features, kernel, lengthscale, ridge, radius)
-    errors = system.leave_one_out(gather_points(residuals, neighbors.indices).to(system.factor.dtype))
-    count = system.mask.sum().clamp(min=1) * errors.shape[-1]
-    return (errors.square().sum() / count).sqrt()
+    residuals = gather_points(residuals, neighbors.indices).to(system.factor.dtype)
+    return system.root_mean_square(system.leave_one_out(residuals))

@@ -108,3 +108,11 @@ def test_states_that_are_only_told_apart_are_no_neighbours_of_each_other() -> No
     rule.apply(torch.tensor(0.5))
     assert rule.head.lengthscale.item() == pytest.approx(0.5 * TABULAR)
     assert rule.multiple == 1.0
+
+
+def test_a_head_in_half_precision_is_judged_too() -> None:
+    rule = _rule(20.0)
+    rule.apply()
+    expected = float(rule.judge())
+    rule.head.half()
+    assert float(rule.judge()) == pytest.approx(expected, rel=0.1)
