@@ -146,8 +146,8 @@ class ReplayKernel:
     @torch.no_grad()
     def rebuild(self) -> None:
         """Choose supports, standardise features, find neighbours and weights of every next state, then re-base."""
-        if self.supports is None and (self.continues or self.looks_ahead) and bool(self.head.memory.mask.any()):
-            # Supports of a loaded model: values go on from what they say of the stored states.
+        if (self.continues or self.looks_ahead) and bool(self.head.memory.mask.any()):
+            # Values go on from what the supports of until now, or of a loaded model, say of every stored state.
             self.table.localise(self.table.read_new())
         self.feature_map.freeze(self.q_net_target.trunk())
         slots, usable = self.table.read_features()

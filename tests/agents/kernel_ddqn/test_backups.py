@@ -11,7 +11,7 @@ from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from envs.tabular import ChainEnv
 
 
-def _trained(steps: int = 600, **kernel: object) -> tuple[KernelQ, ReplayKernel]:
+def _trained(steps: int = 600, buffer_size: int = 1000, **kernel: object) -> tuple[KernelQ, ReplayKernel]:
     model = KernelQ(
         "MlpPolicy",
         ChainEnv(6, observation="position"),
@@ -19,6 +19,7 @@ def _trained(steps: int = 600, **kernel: object) -> tuple[KernelQ, ReplayKernel]
         n_steps=1,
         learning_starts=50,
         target_update_interval=50,
+        buffer_size=buffer_size,
         kernel={"capacity": 200, "k": 8, "refresh_interval": 100, **kernel},
         seed=0,
         device="cpu",
@@ -41,10 +42,15 @@ def test_sweeps_go_on_where_the_last_ones_ended() -> None:
     assert kernel.head.memory.targets.max() == pytest.approx(1.0, abs=0.05)
 
 
-def test_new_supports_begin_with_what_the_old_ones_knew() -> None:
-    _, kernel = _trained(sweeps=1)
+@pytest.mark.parametrize("buffer_size", [1000, 400])
+def test_new_supports_begin_with_what_the_old_ones_knew(buffer_size: int) -> None:
+    """Also those stored since they were chosen, and those that took the place of others in a full buffer."""
+    model, kernel = _trained(sweeps=1, buffer_size=buffer_size)
     for _ in range(200):
         kernel.rebase()
+    model.target_update_interval = 10_000
+    model.learn(90, reset_num_timesteps=False)
+    assert model.num_timesteps >= kernel.steps_at_rebuild + 90
     kernel.rebuild()
     assert _bellman_error(kernel) < 0.05
 
