@@ -24,6 +24,7 @@ from opponents import MLPReadout, NearestNeighbours
 from torch import Tensor, nn
 from transfer_report import Row, summary, write_report
 
+from agents.training.provenance import commit
 from skrl import LinearClassifier, SparseKernelClassifier
 from skrl.readouts.activations import collect_features
 
@@ -104,6 +105,7 @@ def transfer(settings: Settings, images: Images, backbone: str, seed: int) -> It
 def main(settings: Settings) -> list[Row]:
     """Run every seed and network, print the summary, and write it where that is asked for."""
     torch.set_num_threads(1)
+    source = commit()  # of the code that runs; what is committed meanwhile is not part of it
     images = load_images(settings.mnist, settings.limit)
     # What is compiled at the first call must not count as fitting.
     SparseKernelClassifier().fit(torch.randn(200, 64), torch.arange(200) % 5)
@@ -117,7 +119,7 @@ def main(settings: Settings) -> list[Row]:
                 )
     print(summary(rows))
     if settings.save is not None:
-        write_report(rows, settings.save)
+        write_report(rows, settings.save, source)
     return rows
 
 

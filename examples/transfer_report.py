@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from agents.training.provenance import commit, versions
+from agents.training.provenance import versions
 
 COLOURS = {"sparse kernel": "#c2410c", "MLP": "#1d4ed8", "linear": "#15803d", "k-NN": "#777777"}
 RIVAL = "MLP"
@@ -96,10 +96,10 @@ def label_text(row: Row) -> str:
     return str(row.labels) if row.given == row.labels else f"all but the test part: {row.given:.0f}"
 
 
-def write_report(rows: Sequence[Row], stem: Path) -> None:
-    """Write `.md`, `.csv` and `.png` beside each other."""
+def write_report(rows: Sequence[Row], stem: Path, source: str | None) -> None:
+    """Write `.md`, `.csv` and `.png` beside each other; ``source`` is the commit that was measured."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".md").write_text(f"# {stem.name}\n\n{heading(rows, stem)}\n\n{summary(rows)}\n")
+    stem.with_suffix(".md").write_text(f"# {stem.name}\n\n{heading(rows, source)}\n\n{summary(rows)}\n")
     with stem.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
@@ -107,14 +107,14 @@ def write_report(rows: Sequence[Row], stem: Path) -> None:
     draw(rows, stem.with_suffix(".png"))
 
 
-def heading(rows: Sequence[Row], stem: Path) -> str:
-    """What was done, by what."""
+def heading(rows: Sequence[Row], source: str | None) -> str:
+    """What was done, by which commit and versions."""
     command = " ".join(["python", "examples/transfer.py", *sys.argv[1:]])
     packages = {**versions(), "scikit-learn": version("scikit-learn")}
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.seed for row in rows))
     return "\n\n".join(
         [
-            f"`{command}` · commit {commit(ignore=[str(stem.parent)])} · {platform.machine()}, one thread · "
+            f"`{command}` · commit {source} · {platform.machine()}, one thread · "
             + ", ".join(f"{name} {number}" for name, number in packages.items())
             + ".",
             "A network learns the first half of the classes and is frozen; readouts learn the second half from the "

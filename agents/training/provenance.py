@@ -38,15 +38,20 @@ def commit(root: Path = SOURCE_ROOT, ignore: Sequence[str] = RESULTS) -> str | N
         ignore: folders whose files do not count as differing.
 
     Returns:
-        The hash, with `-dirty` behind it when files differ from it; None when the folder is no checkout's top, has no
-        commit, or git is not installed.
+        The hash, with `-dirty` behind it when files differ from it or git cannot tell; None when the folder is no
+        checkout's top, has no commit, or git is not installed.
+
+    Raises:
+        ValueError: everything is to be ignored, so that no file could differ.
     """
+    if any((root / folder).resolve() == root.resolve() for folder in ignore):
+        raise ValueError(f"ignore is {list(ignore)}, which is all of {root}; name folders inside of it")
     top = _git(root, "rev-parse", "--show-toplevel")
     head = _git(root, "rev-parse", "--verify", "HEAD")
     if top is None or head is None or Path(top).resolve() != root.resolve():
         return None
     changes = _git(root, "status", "--porcelain", "--", ".", *(f":(exclude){folder}" for folder in ignore))
-    return f"{head}-dirty" if changes else head
+    return head if changes == "" else f"{head}-dirty"
 
 
 def _version(distribution: str) -> str | None:
