@@ -1,7 +1,7 @@
 """Speed of a local prediction (search, mean and variance) against its nearest relatives, equal results first.
 
 Every rival runs in a process of its own, alternating with ours. Finished cells of the same commit are skipped. The exit
-status is 1 when results differ, a rival raises or a process dies.
+status is 1 when results differ, a rival raises or a process dies, and 2 when nothing that is asked for can be measured.
 
 python benchmarks/local_solve.py
 python benchmarks/local_solve.py --batch 1 32 --neighbors 16 --points 100000 --rivals kneighbors --results /tmp/trial
@@ -44,6 +44,9 @@ UNKNOWN = "unknown"
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 Work = tuple[str, Cell]
+Process = tuple[Job, dict[str, str]]
+"""A job with the environment of its process."""
+
 Keys = set[tuple[object, ...]]
 """What tells measurements apart, of those that are finished."""
 
@@ -126,8 +129,8 @@ def is_missing(rival: type[Contender]) -> bool:
     return any(importlib.util.find_spec(name) is None for name in rival.requires)
 
 
-def jobs(grid: Grid, part: str, name: str, finished: Keys, code: str) -> list[tuple[Job, dict[str, str]]]:
-    """The processes that a rival still needs in one part, each with its environment."""
+def jobs(grid: Grid, part: str, name: str, finished: Keys, code: str) -> list[Process]:
+    """The processes that a rival still needs in one part."""
     rival = RIVALS[part][name]
     todo = [
         (precision, cell)
@@ -172,19 +175,22 @@ def kept(grid: Grid, code: str) -> list[Record]:
     return [record for record in records if (record.commit, record.threads) == (code, grid.threads_of(record.part))]
 
 
-def measure(grid: Grid, finished: Keys, code: str) -> tuple[list[str], bool]:
-    """Start every process that is still needed; returns rivals that are not installed, and whether all ended well."""
-    missing, ended_well = [], True
-    wanted = [(part, name) for part in grid.parts for name in RIVALS.get(part, ()) if name in grid.rivals]
-    for part, name in wanted:
-        if is_missing(RIVALS[part][name]):
-            missing.append(name)
-            continue
-        for job, environment in jobs(grid, part, name, finished, code):
-            ended_well &= start(job, environment)
+def not_installed(grid: Grid) -> list[str]:
+    """Rivals that are asked for and cannot be measured here."""
+    return sorted({name for part, name in _wanted(grid) if is_missing(RIVALS[part][name])})
+
+
+def processes(grid: Grid, finished: Keys, code: str) -> list[Process]:
+    """Every process that is still needed."""
+    wanted = [(part, name) for part, name in _wanted(grid) if not is_missing(RIVALS[part][name])]
+    needed = [process for part, name in wanted for process in jobs(grid, part, name, finished, code)]
     if "acting" in grid.parts and not {("acting", name) for name in ACTING} <= {key[:2] for key in finished}:
-        ended_well &= start(_job(grid, "acting", "bar", [], code), {})
-    return sorted(set(missing)), ended_well
+        needed.append((_job(grid, "acting", "bar", [], code), {}))
+    return needed
+
+
+def _wanted(grid: Grid) -> list[tuple[str, str]]:
+    return [(part, name) for part in grid.parts for name in RIVALS.get(part, ()) if name in grid.rivals]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,9 +199,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     grid = tyro.cli(Grid, description=__doc__, args=arguments)
     load, started = os.getloadavg()[0], time.perf_counter()
     code = commit() or UNKNOWN
+    missing, wanted = not_installed(grid), {name for _, name in _wanted(grid)}
+    # The acting query needs no rival, but is not what somebody waits for whose rivals are all missing.
+    if (wanted and wanted == set(missing)) or not processes(grid, set(), code):
+        lacking = f"; not installed: {', '.join(missing)} (pip install -e '.[bench]')" if missing else ""
+        print(
+            f"local_solve.py: none of what is asked for can be measured, so {grid.csv} stays as it is{lacking}; ask "
+            "for other --parts, --rivals or sizes",
+            file=sys.stderr,
+        )
+        return 2
     earlier = kept(grid, code)
+    needed = processes(grid, {record.key for record in earlier}, code)
     write(grid.csv, earlier)
-    missing, ended_well = measure(grid, {record.key for record in earlier}, code)
+    ended_well = True
+    for job, environment in needed:
+        ended_well &= start(job, environment)
     records = read(grid.csv)
     write(grid.csv, records)
     run = Run(tuple(arguments), code, grid.threads, load, len(earlier), tuple(missing))

@@ -257,15 +257,38 @@ def test_the_command_measures_once(
     assert local_solve.main(words) == 1
 
 
-def test_half_an_acting_query_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Job] = []
-    monkeypatch.setattr(local_solve, "start", lambda job, environment: started.append(job) or True)
+def test_half_an_acting_query_is_measured_again() -> None:
     records = measure_acting(rounds=1, commit="abc")
     assert {record.rival for record in records} == set(local_solve.ACTING)
     grid = local_solve.Grid(parts=("acting",))
-    for finished, starts in ((records, 0), (records[:1], 1), ([], 2)):
-        assert local_solve.measure(grid, {record.key for record in finished}, "abc") == ([], True)
-        assert [job.part for job in started] == ["acting"] * starts
+    for finished, starts in ((records, 0), (records[:1], 1), ([], 1)):
+        needed = local_solve.processes(grid, {record.key for record in finished}, "abc")
+        assert [job.part for job, _ in needed] == ["acting"] * starts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rivals", "gpytorch"], "not installed: gpytorch (pip install -e '.[bench]')"),
+        (["--parts", "gradient", "--batch", "1"], "none of what is asked for can be measured"),
+    ],
+)
+def test_where_nothing_can_be_measured_the_records_stay(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(local_solve, "is_missing", lambda rival: "gpytorch" in rival.requires)
+    monkeypatch.setattr(local_solve, "start", lambda job, environment: pytest.fail("nothing was to be measured"))
+    grid = local_solve.Grid(results=tmp_path / "records")
+    write(grid.csv, [made_up("predict", "numpy", 0.5)])
+    before = grid.csv.read_bytes()
+    assert local_solve.main([*words, "--results", str(grid.results)]) == 2
+    assert message in capsys.readouterr().err
+    assert grid.csv.read_bytes() == before
+    assert not grid.markdown.exists()
 
 
 @pytest.mark.parametrize(
