@@ -17,6 +17,8 @@ from agents.common.schema import ConfigError, to_plain
 from agents.training.settings import load_config
 
 OF_ONE_RUN = ("seed", "run_dir")
+OF_THE_TASK: Mapping[str, Any] = {"env_kwargs": {}, "max_episode_steps": None, "n_eval_episodes": None}
+"""Settings in which variants must agree to be compared, with what older runs have that do not name them."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,38 @@ def environments(runs: Runs) -> list[str]:
 def variants(runs: Runs, baseline: str) -> list[str]:
     """Variants of the grid, the baseline first."""
     return sorted({variant for _, variant in runs}, key=lambda variant: (variant != baseline, variant))
+
+
+def unequal(runs: Runs) -> dict[str, list[str]]:
+    """Environments on which variants had other budgets, evaluations or constructor arguments, each with who and what.
+
+    Args:
+        runs: the finished ones; those of one variant are known to agree.
+    """
+    first: dict[str, Run] = {}
+    found: dict[str, list[str]] = {}
+    for (env, variant), group in runs.items():
+        reference = first.setdefault(env, group[0])
+        if different := _task_differences(reference, group[0]):
+            found.setdefault(env, []).append(f"{variant} differs from {reference.variant} in {', '.join(different)}")
+    return found
+
+
+def _task_differences(one: Run, other: Run) -> list[str]:
+    different = [
+        name
+        for name, usual in OF_THE_TASK.items()
+        if (theirs := other.settings.get(name, usual)) != (ours := one.settings.get(name, usual))
+        and not (name == "n_eval_episodes" and None in (ours, theirs))  # not known of the older one
+    ]
+    if one.total_timesteps != other.total_timesteps:
+        different.append("total_timesteps")
+    # Copies are stepped together, so an evaluation comes up to all of them late.
+    tolerance = max(run.settings.get("n_envs", 1) for run in (one, other))
+    together = one.timesteps.shape == other.timesteps.shape
+    if not together or np.abs(one.timesteps - other.timesteps).max(initial=0.0) >= tolerance:
+        different.append("eval_timesteps")
+    return different
 
 
 def gaps(runs: Runs, folder: Path) -> list[str]:

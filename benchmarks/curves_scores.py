@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from curves_results import Run, Runs, environments, variants
+from curves_results import Run, Runs, environments, unequal, variants
 from statistics_of_curves import Scores, Strata
 from tasks import Task
 
@@ -20,9 +20,10 @@ def values(group: Sequence[Run], measure: Measure) -> Scores:
 
 
 def common_tasks(runs: Runs, tasks: Tasks) -> list[str]:
-    """Environments with known returns that every variant has run: those that can be aggregated."""
-    names = variants(runs, "")
-    return [env for env in environments(runs) if env in tasks and all((env, name) in runs for name in names)]
+    """Environments with known returns that every variant has run alike: those that can be aggregated."""
+    names, left_out = variants(runs, ""), unequal(runs)
+    known = [env for env in environments(runs) if env in tasks and env not in left_out]
+    return [env for env in known if all((env, name) in runs for name in names)]
 
 
 def strata(runs: Runs, tasks: Tasks, variant: str, measure: Measure) -> Strata:

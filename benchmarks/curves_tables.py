@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from curves_results import Run, Runs, environments, variants
+from curves_results import Run, Runs, environments, unequal, variants
 from curves_scores import MEASURES, Tasks, common_tasks, strata, values
 from statistics_of_curves import (
     Interval,
@@ -37,6 +37,7 @@ def markdown(
         provenance(runs, commands),
         EXPLANATION.format(baseline=baseline).replace("\n", " "),
         *(f"**Not finished:** {gap}." for gap in unfinished),
+        *(f"**Not comparable:** on {env} {'; '.join(how)}." for env, how in unequal(runs).items()),
         aggregate_section(runs, tasks, baseline),
         "## By environment",
         score_table(runs, baseline),
@@ -74,7 +75,8 @@ def aggregate_section(runs: Runs, tasks: Tasks, baseline: str) -> str:
     common = common_tasks(runs, tasks)
     left_out = [env for env in environments(runs) if env not in common]
     if not common:
-        return f"Nothing to aggregate: no known environment was run by every variant ({', '.join(left_out)})."
+        how = "run by every variant with equal budgets" if unequal(runs) else "run by every variant"
+        return f"Nothing to aggregate: no known environment was {how} ({', '.join(left_out)})."
     scale = "; ".join(f"{env} {tasks[env].random_return:g}, {tasks[env].threshold:g}" for env in common)
     note = f"Scores are 0 at the return of random actions and 1 at the threshold: {scale}."
     note += f" Left out: {', '.join(left_out)}." if left_out else ""

@@ -241,6 +241,42 @@ def test_seconds_of_different_origin_make_no_ratio(write_run: WriteRun, grid: Pa
     assert ratios == {"ddqn": "1", "same": "3.00", "elsewhere": "–", "later": "–"}
 
 
+@pytest.mark.parametrize(
+    ("others", "setting"),
+    [
+        ({"total_timesteps": 600}, "total_timesteps"),
+        ({"eval_timesteps": [100, 200, 316]}, "eval_timesteps"),
+        ({"settings": "env_kwargs: {size: 3}\n"}, "env_kwargs"),
+        ({"settings": "max_episode_steps: 50\n"}, "max_episode_steps"),
+        ({"settings": "n_eval_episodes: 10\n"}, "n_eval_episodes"),
+    ],
+)
+def test_unequal_budgets_are_told_and_not_aggregated(
+    others: dict[str, Any], setting: str, write_run: WriteRun, grid: Path
+) -> None:
+    settings = "n_eval_episodes: 5\n"
+    for env in ("CartPole-v1", "Acrobot-v1"):
+        write_run("ddqn", env, 0, [1.0, 2.0, 3.0], 3.0, settings=settings)
+    write_run("long", "Acrobot-v1", 0, [1.0, 2.0, 3.0], 3.0, settings=settings)
+    write_run("long", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, **{"settings": settings} | others)
+    assert run(grid) == 0
+    text = (grid.parent / "results" / "made.md").read_text()
+    assert f"**Not comparable:** on CartPole-v1 long differs from ddqn in {setting}.\n" in text
+    assert "## Over 1 environments" in text
+    assert "Left out: CartPole-v1." in text
+
+
+def test_evaluations_that_copies_delay_are_equal(write_run: WriteRun, grid: Path) -> None:
+    """Sixteen copies stepped together come to 100 steps at 112, and runs of different age name other settings."""
+    write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, settings="env_kwargs: {}\nn_eval_episodes: 5\n")
+    late = [112, 208, 304]
+    write_run("ppo", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, settings="n_envs: 16\n", eval_timesteps=late)
+    assert run(grid) == 0
+    text = (grid.parent / "results" / "made.md").read_text()
+    assert "Not comparable" not in text
+    assert "## Over 1 environments" in text
+
+
 def test_what_cannot_be_compared_is_refused(
     write_run: WriteRun, grid: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
