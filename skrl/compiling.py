@@ -65,6 +65,8 @@ def over_rows(work: Callable[[int, int], None], rows: int, seconds_per_row: floa
     """Run ``work(start, stop)`` over all rows, split among torch's number of threads where that pays.
 
     Each part runs on a thread on which torch itself is single-threaded: two pools of threads would fight for the cores.
+    No gradient is recorded, on any thread: whether one is, is each thread's own setting, and here it does not reach
+    the arrays.
 
     Args:
         work: compiled loops and tensor operations over a range of rows; ranges are disjoint.
@@ -75,7 +77,11 @@ def over_rows(work: Callable[[int, int], None], rows: int, seconds_per_row: floa
     threads = 1 if repaid == 1 else min(torch.get_num_threads(), rows, repaid)
     # While the interpreter exits no pool takes work any more.
     if threads <= 1 or not threading.main_thread().is_alive():
-        work(0, rows)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                work(0, rows)
+        else:
+            work(0, rows)
         return
     wanted = torch.get_num_threads()
     parts = [(rows * i // threads, rows * (i + 1) // threads) for i in range(threads)]
@@ -90,13 +96,18 @@ WAKING_SECONDS = 1e-4
 @cache
 def _workers(threads: int) -> ThreadPoolExecutor:
     everyone_started = threading.Barrier(threads + 1)
-    workers = ThreadPoolExecutor(threads, "skrl", initializer=torch.set_num_threads, initargs=(1,))
+    workers = ThreadPoolExecutor(threads, "skrl", initializer=_prepare_thread)
     for _ in range(threads):
         workers.submit(everyone_started.wait)
     everyone_started.wait()
     # The setting is each thread's own, but for one inside a linear algebra library, which is put right here.
     torch.set_num_threads(threads)
     return workers
+
+
+def _prepare_thread() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
 
 
 if hasattr(os, "register_at_fork"):

@@ -81,6 +81,16 @@ def test_an_error_in_another_thread_arrives() -> None:
 
 
 @pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_gradient_is_recorded_on_any_thread(threads: int) -> None:
+    torch.set_num_threads(threads)
+    recorded = []
+    over_rows(lambda start, stop: recorded.append(torch.is_grad_enabled()), 10, 1.0)
+    assert recorded == [False] * threads
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.usefixtures("_eager_threads")
 def test_no_thread_is_asked_while_the_interpreter_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pools take no work any more: what is predicted at exit is predicted by one thread."""
     finished = threading.Thread()
