@@ -77,10 +77,12 @@ class Cell:
             raise ConfigError(f"{self.variant.label} on {self.env}: {error}") from error
 
     def job(self, *, force: bool = False) -> Job:
-        """The run as a command; with `force` it replaces whatever lies there."""
+        """The run as a command; with `force` it replaces whatever lies there, the result of another run among it."""
         words = [word for name, values in self.flags.items() for word in (spelled(name), *values)]
         command = (sys.executable, str(ROOT / "train.py"), *words, *(["--force"] if force else []))
-        return Job(self.name, command, self.run_folder.result, self.config().total_timesteps)
+        result = self.run_folder.result
+        replaces = result.stat().st_mtime_ns if force and result.exists() else None
+        return Job(self.name, command, result, self.config().total_timesteps, replaces)
 
     def state(self) -> State:
         """Whether there is a result, and whether it was made with these settings."""

@@ -27,6 +27,9 @@ class Job:
     steps: int
     """Environment steps, by which the rest of the grid is estimated."""
 
+    replaces: int | None = None
+    """Time of change, in nanoseconds, of an earlier result that goes when the job begins; None when there is none."""
+
     @property
     def log(self) -> Path:
         """Where the output goes."""
@@ -50,6 +53,9 @@ def run_job(job: Job) -> Outcome:
     try:
         job.result.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(job.result.with_name(".lock")) as held:
+            # Only now is its replacement about to be made; and a job that is started twice keeps its own result.
+            if job.replaces is not None and job.result.exists() and job.result.stat().st_mtime_ns == job.replaces:
+                job.result.unlink()
             if not job.result.exists():
                 failure = _run(job, held)
     except OSError as error:

@@ -54,8 +54,6 @@ def run(grid: Grid, argv: Sequence[str]) -> int:
     jobs = [cell.job(force=grid.redo) for cell in todo]
     outcomes = start(grid, jobs)
     note_command(grid.folder / "command.txt", argv)
-    for cell in stale:
-        cell.run_folder.result.unlink()
     print(f"cells: {len(cells)}, of which finished before: {len(cells) - len(jobs)}", flush=True)
     status = watch(outcomes, Progress(jobs, skipped=len(cells) - len(jobs)))
     # A run that an interrupted grid left behind may have ended first, and its result was taken for the one asked for.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 import sys
 import time
@@ -209,12 +210,46 @@ def test_redo_replaces_the_result(
         for job in jobs:
             commands.append(job.command)
             cell.run_folder.config.write_text(dump_config(cell.config()))
-            yield run_job(script_job(job.result.parent, write_result(job.result.parent)))
+            yield run_job(replace(job, command=script_job(tmp_path, write_result(job.result.parent)).command))
 
     monkeypatch.setattr(learning_curves, "run_here", redone)
     assert learning_curves.main([*words, "--redo"]) == 0
     assert [command[-1] for command in commands] == ["--force"]
     assert cell.run_folder.result.read_text() == "{}"
+
+
+def test_an_interrupt_before_the_first_job_leaves_every_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = Grid(agents=("ddqn",), envs=("Chain-v0",), seeds=3, folder=tmp_path).cells()
+    for cell in cells:
+        cell.run_folder.path.mkdir(parents=True)
+        cell.run_folder.config.write_text("agent: ddqn\nenv: Chain-v0\ngamma: 0.5\n")
+        cell.run_folder.result.write_text("old")
+
+    def interrupted(jobs: list[Job], at_once: int):  # type: ignore[no-untyped-def]
+        assert all(job.replaces is not None for job in jobs)
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(learning_curves, "run_here", interrupted)
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "--seeds", "3", "--folder", str(tmp_path), "--redo"]
+    assert learning_curves.main(words) == 130
+    assert [cell.run_folder.result.read_text() for cell in cells] == ["old"] * 3
+
+
+def test_a_job_replaces_the_result_that_it_was_made_for_and_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    folder.mkdir()
+    script = script_job(folder, write_result(folder))
+    script.result.write_text("old")
+    job = replace(script, replaces=script.result.stat().st_mtime_ns)
+    assert run_job(job).failure == ""
+    assert job.result.read_text() == "{}"
+    job.result.write_text("of another worker")
+    os.utime(job.result, ns=(0, 1))
+    assert run_job(job).failure == ""
+    assert job.result.read_text() == "of another worker"
 
 
 def test_the_result_of_another_run_is_not_taken_for_the_one_asked_for(
