@@ -127,7 +127,11 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         Returns:
             Actions, a scalar array or [B], and the unchanged state.
         """
-        return super().predict(self.policy_observation(observation), state, episode_start, deterministic)
+        if not isinstance(observation, tuple):  # of which SB3 says itself what is wrong
+            # Scaling would broadcast what has another shape than the statistics.
+            self.policy.is_vectorized_observation(observation)
+            observation = self.policy_observation(observation)
+        return super().predict(observation, state, episode_start, deterministic)
 
     def policy_observation(
         self, observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
 
 
 def cut_episodes(buffer: ReplayBuffer) -> None:
@@ -43,6 +44,21 @@ class CutAtReset(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         if truncate_last_traj:
             cut_episodes(self.replay_buffer)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Collect as SB3 does; the environment is reset before learning goes on after a rollout that was broken off.
+
+        A callback that stops learning, or an exception, comes between a step of the environment and its transition,
+        which is never stored. What SB3 would go on from lies a step behind, perhaps in the episode before.
+        """
+        completed = False
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+            completed = rollout.continue_training
+            return rollout
+        finally:
+            if not completed:
+                self._last_obs = None
 
     def _setup_learn(
         self,

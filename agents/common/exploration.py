@@ -73,3 +73,7 @@ class LastingActions:
         """
         if len(self._left) == len(ended):  # nothing lasts yet where somebody else acts
             self._left[ended] = 0
+
+    def end_all(self) -> None:
+        """Let nothing last beyond a reset of the environments."""
+        self._left[:] = 0

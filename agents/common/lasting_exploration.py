@@ -9,10 +9,11 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from agents.common.exploration import LastingActions
 from agents.common.nonfinite import Observation
@@ -79,7 +80,7 @@ class LastingExploration(OffPolicyAlgorithm):
         Returns:
             Actions, a scalar array or [B], and the unchanged state.
         """
-        if deterministic:
+        if deterministic or isinstance(observation, tuple):  # SB3 says what is wrong with a tuple
             return self.policy.predict(observation, state, episode_start, deterministic=True)
         assert isinstance(self.action_space, spaces.Discrete)
         vectorised = self.policy.is_vectorized_observation(observation)
@@ -90,7 +91,20 @@ class LastingExploration(OffPolicyAlgorithm):
         if not explored.all():
             greedy, state = self.policy.predict(observation, state, episode_start, deterministic=False)
             actions = np.where(explored, actions, greedy)
-        return (actions if vectorised else actions[0]), state
+        return (actions if vectorised else np.asarray(actions[0])), state
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        # SB3 resets the environment on the same two conditions.
+        if self._lasting is not None and (reset_num_timesteps or self._last_obs is None):
+            self._lasting.end_all()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -45,7 +45,7 @@ class ReplayView:
         vec_normalize: normalises observations and rewards when they are read, as SB3 does on sampling.
 
     Raises:
-        ValueError: the buffer is of another class, which may not store what it samples.
+        ValueError: the buffer is of another class, which may not store what it samples, or no reward is to be summed.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class ReplayView:
                 f"the kernel reads transitions by slot, which {type(buffer).__name__} does not allow; "
                 f"leave replay_buffer_class out or use one of {names}"
             )
+        if n_steps < 1:
+            raise ValueError(f"n_steps is {n_steps}, but at least 1 reward must be summed; 3 is usual")
         self.buffer, self.n_steps, self.gamma, self.vec_normalize = buffer, n_steps, gamma, vec_normalize
 
     @classmethod
@@ -65,9 +67,10 @@ class ReplayView:
         assert model.replay_buffer is not None
         return cls(model.replay_buffer, model.n_steps, model.gamma, model._vec_normalize_env)
 
-    def reads(self, buffer: ReplayBuffer | None, vec_normalize: VecNormalize | None) -> bool:
-        """Whether this is the view of a buffer as given statistics normalise it, and of no other."""
-        return self.buffer is buffer and self.vec_normalize is vec_normalize
+    def reads_as(self, other: ReplayView) -> bool:
+        """Whether this reads the same returns from the same buffer, normalised by the same statistics."""
+        same = self.buffer is other.buffer and self.vec_normalize is other.vec_normalize
+        return same and self.n_steps == other.n_steps and self.gamma == other.gamma
 
     @property
     def capacity(self) -> int:

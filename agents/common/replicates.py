@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from agents.common.lengthscale import LengthscaleRule
-from skrl.value_heads import NetworkFreeHead
+from skrl.value_heads import NetworkFreeHead, ResidualHead
 
 SCALES = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Of the configured λ, which is the least: with fewer visits than neighbours there is nothing to learn more from."""
@@ -19,7 +19,8 @@ class ReplicateRule:
     their noise, and errors would call it knowledge. As for the lengthscale, a judgement waits for the next choice of
     supports.
 
-    A head without a network answers with the mean of a state's own visits, whatever λ is; there it stays as configured.
+    A head without a network answers with the mean of a state's own visits, whatever λ is, and one that averages has
+    none; there it stays as configured.
 
     Args:
         lengthscale: the rule of the same head.
@@ -45,4 +46,6 @@ class ReplicateRule:
         self.scale = SCALES[int(torch.stack(errors).argmin())]
 
     def _applies(self) -> bool:
-        return self.lengthscale.is_tabular and not isinstance(self.lengthscale.head, NetworkFreeHead)
+        head = self.lengthscale.head
+        solves = isinstance(head, ResidualHead) and not isinstance(head, NetworkFreeHead)
+        return solves and self.lengthscale.is_tabular

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -36,6 +37,8 @@ class KernelRefreshCallback(BaseCallback):
                 f"{type(model).__name__} would choose actions without R, by the network that learns, and value them "
                 "with R; use KernelDDQN, which corrects both"
             )
+        assert model.replay_buffer is not None
+        model.policy.warn_of_empty(model.replay_buffer, stacklevel=5)
         self.kernel = LiveKernel(model, numpy_generator(model.seed))
         self._set_bonus()
 
@@ -43,6 +46,11 @@ class KernelRefreshCallback(BaseCallback):
         self._set_bonus()
         # SB3 stores the transitions of this step next.
         self.kernel.table.rows_stored += 1
+        # SB3 writes its log at ends of episodes only.
+        if np.any(self.locals["dones"]):
+            for name, value in self.kernel.scalars.items():
+                self.logger.record(f"kernel/{name}", value)
+            self.kernel.diagnostics.refresh_seconds.clear()
         return True
 
     def _on_rollout_end(self) -> None:

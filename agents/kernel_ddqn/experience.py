@@ -11,7 +11,7 @@ from agents.common.cut_at_reset import cut_episodes
 from agents.kernel_ddqn.kernel_ddqn import KernelDDQN
 
 EPISODES = 5
-"""Greedy episodes of a measurement, at least."""
+"""Greedy episodes of a measurement, at least, unless they are so long that the limit cuts it short."""
 
 REFRESH = 500
 """Environment steps between two renewals of the values while exploring."""
@@ -22,7 +22,8 @@ class Experience:
 
     Args:
         model: the agent that acts; its policy is the caller's to change.
-        limit: steps of its own after which an episode is cut, so that one without end ends.
+        limit: steps of every copy after which greedy episodes are cut, all of them together, so that one without end
+            ends.
         seed: of the environment at every measurement, so that all begin in the same states.
     """
 

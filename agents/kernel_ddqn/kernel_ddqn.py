@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 
-from agents.common.replay_view import ReplayView
+from agents.common.replay_view import ReplayView, check_returns
 from agents.double_dqn import DoubleDQN, TransitionBatch
 from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
@@ -75,9 +76,16 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
         n_steps, self.n_steps = self.n_steps, 1
         super()._setup_model()
         self.n_steps = n_steps
+        self._readable()
 
     def _make_kernel(self) -> ReplayKernel:
-        return ReplayKernel(self.q_net, self.q_net_target, ReplayView.of(self), self.rng)
+        return ReplayKernel(self.q_net, self.q_net_target, self._readable(), self.rng)
+
+    def _readable(self) -> ReplayView:
+        """The replay buffer by slot; one that sums returns itself must not promise others than those read here."""
+        if isinstance(self.replay_buffer, NStepReplayBuffer):
+            check_returns(self)
+        return ReplayView.of(self)
 
     def _on_step(self) -> None:
         super()._on_step()
@@ -92,9 +100,10 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
     def _is_resumed(self, kernel: ReplayKernel) -> bool:
         """Whether acting reads supports that minibatches cannot read, since head or buffer were replaced.
 
-        A buffer that holds no more than ``learning_starts`` waits for the target update, as in a run that begins.
+        A buffer that holds no more than ``learning_starts``, and is not full, waits for the target update, as in a run
+        that begins.
         """
-        if kernel.supports is not None or kernel.view.size <= self.learning_starts:
+        if kernel.supports is not None or kernel.view.size < min(self.learning_starts + 1, kernel.view.capacity):
             return False
         return bool(kernel.head.memory.mask.any())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -82,14 +81,7 @@ class KernelDeepQ(PolicyKernelSettings):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         prepared = super()._setup_learn(*args, **kwargs)
         assert self.replay_buffer is not None
-        remembered = int(self.policy.online.head.memory.mask.sum())
-        if remembered and self.replay_buffer.size() == 0:
-            warnings.warn(
-                f"the kernel remembers {remembered} transitions, but the replay buffer is empty: they are forgotten at "
-                "the first refresh. Save the buffer beside the model, save_replay_buffer(…), and load_replay_buffer(…) "
-                "before learning goes on",
-                stacklevel=4,
-            )
+        self.policy.warn_of_empty(self.replay_buffer, stacklevel=4)
         return prepared
 
     @abstractmethod
@@ -149,9 +141,9 @@ class KernelDeepQ(PolicyKernelSettings):
         self.policy.online.bonus = float(schedule(self._current_progress_remaining))
 
     def _kernel(self) -> ReplayKernel:
-        """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""
+        """The kernel bound to the present buffer, normalisation and returns; made anew when one was replaced."""
         kernel = self.replay_kernel
-        if kernel is None or not kernel.view.reads(self.replay_buffer, self._vec_normalize_env):
+        if kernel is None or not kernel.view.reads_as(ReplayView.of(self)):
             kernel = self.replay_kernel = self._make_kernel()
         return kernel
 

@@ -22,6 +22,9 @@ from skrl.kernels.formulas import make_kernel
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import HEADS, NetworkFreeHead
 
+COUNTERS = ("fallbacks", "jitters")
+"""Buffers of a head that count its own queries."""
+
 
 class KernelNetwork(BasePolicy):
     """Mixed in before a network m of SB3, whose action values a head corrects: Q(s, ·) = m(s) + R(s, ·).
@@ -89,8 +92,9 @@ class KernelNetwork(BasePolicy):
     def copy_kernel(self, other: Self) -> None:
         """Take over the other network's supports and features; SB3's target update copies neither."""
         for mine, theirs in ((self.head, other.head), (self.feature_map, other.feature_map)):
-            for buffer, source in zip(mine.buffers(), theirs.buffers(), strict=True):
-                buffer.copy_(source)
+            for (name, buffer), source in zip(mine.named_buffers(), theirs.buffers(), strict=True):
+                if name not in COUNTERS:
+                    buffer.copy_(source)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "kernel": self.kernel, "corrects": self.corrects}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
@@ -56,6 +58,22 @@ class KernelPolicy(BasePolicy):
     @abstractmethod
     def target(self) -> KernelNetwork:
         """The network that evaluates next states in targets."""
+
+    def warn_of_empty(self, buffer: ReplayBuffer, stacklevel: int) -> None:
+        """Say that learning on from an empty buffer forgets what the head remembers.
+
+        Args:
+            buffer: what supports will be chosen from.
+            stacklevel: as of ``warnings.warn``, counted from the caller.
+        """
+        remembered = int(self.online.head.memory.mask.sum())
+        if remembered and buffer.size() == 0:
+            warnings.warn(
+                f"the kernel remembers {remembered} transitions, but the replay buffer is empty: they are forgotten at "
+                "the first refresh. Save the buffer beside the model, save_replay_buffer(…), and load_replay_buffer(…) "
+                "before learning goes on",
+                stacklevel=stacklevel + 1,
+            )
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         """Greedy actions, [B]; when exploring, by values that say what is not known."""

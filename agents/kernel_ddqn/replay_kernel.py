@@ -111,7 +111,7 @@ class ReplayKernel:
         diagnostics = self.diagnostics
         seconds = diagnostics.refresh_seconds
         scalars = {
-            **head_scalars(self.head),
+            **head_scalars(self.head, self.q_net_target.head),
             "supports_smallest_action": float(self.head.memory.sizes.min()),
             "variance_mean": float(diagnostics.variance_mean),
             "amplitude": float(self.head.amplitude),
@@ -240,11 +240,11 @@ class ReplayKernel:
         return residuals, next_values
 
     def extend(self) -> None:
-        """Read the transitions stored since the last call; find neighbours and weights where anything reads them."""
-        if self.supports is None:
+        """Read the transitions stored since the last call, and find neighbours and weights, if anything reads them."""
+        if self.supports is None or not self.reads_every_state:
             return
         slots = self.table.read_new()
-        if self.reads_every_state and len(slots):
+        if len(slots):
             self.table.localise(slots)
 
     def next_corrections(self, slots: Slots) -> Float[Tensor, "batch actions"]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,16 @@ class KernelPPO(NormalizedPPO):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Collect as PPO does, then correct advantages and value targets; False where a callback stopped it."""
+        """Collect as PPO does, and correct advantages and value targets before callbacks see the rollout's end.
+
+        Returns:
+            False where a callback stopped it.
+        """
         self.cuts = []
-        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
-            return False
+        corrected = _BeforeRolloutEnd(callback, partial(self._correct, env, rollout_buffer))
+        return super().collect_rollouts(env, corrected, rollout_buffer, n_rollout_steps)
+
+    def _correct(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
         assert self._last_obs is not None
         last_observations = obs_as_tensor(self._last_obs, self.device)
         dones = np.asarray(self._last_episode_starts, dtype=np.bool_)
@@ -76,7 +83,6 @@ class KernelPPO(NormalizedPPO):
         )
         for name, value in self.critic.scalars.items():
             self.logger.record(f"kernel/{name}", value)
-        return True
 
     @classmethod
     def load(cls, *args: Any, kernel: CriticConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> Self:
@@ -137,6 +143,39 @@ class KernelPPO(NormalizedPPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "critic", "cuts"]
+
+
+class _BeforeRolloutEnd(BaseCallback):
+    """Another callback, before whose look at the end of a rollout something is done.
+
+    Args:
+        callback: hears everything that a rollout says.
+        work: what to do first.
+    """
+
+    def __init__(self, callback: BaseCallback, work: Callable[[], None]) -> None:
+        super().__init__()
+        self.callback, self.work = callback, work
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Pass on what the rollout knows."""
+        self.callback.update_locals(locals_)
+
+    def on_rollout_start(self) -> None:
+        """Pass on that a rollout begins."""
+        self.callback.on_rollout_start()
+
+    def on_step(self) -> bool:
+        """Pass on a step, and whether learning goes on."""
+        return self.callback.on_step()
+
+    def on_rollout_end(self) -> None:
+        """Do the work, then pass on that the rollout has ended."""
+        self.work()
+        self.callback.on_rollout_end()
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def _reward_scale(env: VecEnv) -> float:

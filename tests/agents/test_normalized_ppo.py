@@ -149,3 +149,10 @@ def test_an_environment_that_is_refused_changes_nothing() -> None:
         model.set_env(VecNormalize(make_vec_env("CartPole-v1")))
     assert model.env is before
     assert model.get_vec_normalize_env() is None
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (2, 1), ()])
+def test_an_observation_of_another_shape_is_refused_and_not_broadcast(shape: tuple[int, ...]) -> None:
+    model = NormalizedPPO("MlpPolicy", "CartPole-v1", **SMALL)
+    with pytest.raises(ValueError, match="Unexpected observation shape"):
+        model.predict(np.zeros(shape, np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import ConvertCallback
 
 from agents import DQK, DoubleDQN, KernelDDQN, KernelQ, KernelSAC, KernelTD3
 from agents.common.cut_at_reset import cut_episodes
@@ -97,3 +99,23 @@ def test_an_empty_buffer_is_left_alone() -> None:
     before = buffer.dones.copy()
     cut_episodes(buffer)
     assert np.array_equal(buffer.dones, before)
+
+
+@pytest.mark.parametrize("cls", [DQK, DoubleDQN, KernelDDQN, KernelQ, KernelQRDQN, KernelSAC, KernelTD3])
+@pytest.mark.parametrize("stops", ["callback", "exception"])
+def test_returns_end_where_a_step_was_taken_and_never_stored(cls: Any, stops: str) -> None:
+    """SB3 asks callbacks between the step of the environment and the storing of its transition."""
+
+    def stop(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        if locals_["self"].num_timesteps < 2 * FIRST:
+            return True
+        if stops == "exception":
+            raise KeyboardInterrupt
+        return False
+
+    model = _begun(cls)
+    with pytest.raises(KeyboardInterrupt) if stops == "exception" else nullcontext():
+        model.learn(100, reset_num_timesteps=False, callback=ConvertCallback(stop))
+    assert model.replay_buffer.size() == 2 * FIRST - 1
+    model.learn(6, reset_num_timesteps=False)
+    assert ReplayView.of(model).n_step(np.arange(10, 13)).last_slots.tolist() == [12, 12, 12]

@@ -88,3 +88,10 @@ def test_a_loaded_agent_acts_with_the_scale_of_its_file(tmp_path) -> None:
     state = {name: value for name, value in model.policy.state_dict().items() if not name.endswith("ridge_scale")}
     loaded.policy.load_state_dict(state)  # of before there was one
     assert loaded.policy.online.head.scaled_ridge == 1.0
+
+
+def test_averaged_neighbours_have_no_ridge_to_judge() -> None:
+    model = KernelDDQN("MlpPolicy", "FrozenLake-v1", learning_starts=10, seed=0, device="cpu").learn(60)
+    policy = attach_kernel_head(model, model.replay_buffer, kernel={"head": "averaging", "capacity": 100}, seed=0)
+    assert policy.q_net.head.memory.mask.any()
+    assert float(policy.q_net.head.ridge_scale) == SCALES[0]

@@ -6,10 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 
@@ -100,8 +102,7 @@ def test_acting_alone_still_sweeps_and_localises_nothing_else(features: str) -> 
 def test_a_buffer_that_wraps_around_is_read_anew_for_acting_alone() -> None:
     model = _trained("acting", steps=700, buffer_size=150, kernel={"refresh_interval": 300})
     kernel = model._kernel()
-    kernel.extend()
-    slots = kernel.view.slots()
+    slots, _ = kernel.table.read_features()
     assert torch.equal(kernel.table.raw[slots], model.q_net.feature_map.raw(kernel.view.observations(slots)))
     assert torch.equal(kernel.table.raw_next[slots], model.q_net.feature_map.raw(kernel.view.next_observations(slots)))
 
@@ -259,3 +260,72 @@ def test_one_seed_for_everything_serves_models_without_one() -> None:
         model = KernelDDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, "seed": None})
         drawn.append(model.rng.random())
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("cls", [KernelDDQN, KernelQ])
+def test_a_buffer_that_sums_other_returns_is_refused(cls: type[KernelDDQN], tmp_path: Path) -> None:
+    """It would be read by slot, and what it was asked to sum silently left out."""
+    own = {"replay_buffer_class": NStepReplayBuffer, "learning_starts": 20, "device": "cpu"}
+    for arguments, named in (({"n_steps": 10, "gamma": 0.99}, "sums 10"), ({"n_steps": 3, "gamma": 0.5}, "by 0.5")):
+        with pytest.raises(ValueError, match=named):
+            cls("MlpPolicy", "CartPole-v1", replay_buffer_kwargs=arguments, **own)
+    other = DoubleDQN("MlpPolicy", "CartPole-v1", n_steps=5, learning_starts=20, device="cpu").learn(30)
+    other.save_replay_buffer(tmp_path / "buffer.pkl")
+    model = cls("MlpPolicy", "CartPole-v1", learning_starts=20, device="cpu")
+    model.load_replay_buffer(tmp_path / "buffer.pkl")
+    with pytest.raises(ValueError, match="sums 5"):
+        model.learn(120)
+
+
+def test_no_reward_is_no_return() -> None:
+    with pytest.raises(ValueError, match="n_steps is 0, but at least 1"):
+        KernelDDQN("MlpPolicy", "CartPole-v1", n_steps=0)
+
+
+def test_another_discount_or_length_of_returns_is_followed() -> None:
+    model = _trained("both", n_steps=3, gamma=0.99)
+    model.gamma, model.n_steps = 0.0, 1
+    model.learn(40, reset_num_timesteps=False)
+    assert (model.replay_kernel.view.gamma, model.replay_kernel.view.n_steps) == (0.0, 1)
+    assert not model._sample_batch(50).discounts.any()
+
+
+def test_a_loaded_model_reads_its_supports_however_small_the_buffer(tmp_path: Path) -> None:
+    model = _trained("both", buffer_size=150)
+    model.save(tmp_path / "model.zip")
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    loaded = KernelDDQN.load(tmp_path / "model.zip", env=model.get_env(), learning_starts=150)
+    loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+    loaded._setup_learn(10)
+    loaded.train(1, 16)
+    assert loaded._kernel().supports is not None
+
+
+def test_lasting_actions_end_where_learning_resets() -> None:
+    model = KernelDDQN("MlpPolicy", "MountainCar-v0", **SETTINGS).learn(60)
+    model._lasting._left[:] = 50
+    model.learn(4, reset_num_timesteps=False)
+    assert model._lasting._left.item() == 46  # the episode goes on
+    model.set_env(gym.make("MountainCar-v0"))
+    model.exploration_rate, model.exploration_schedule = 0.0, lambda _: 0.0
+    model.learn(4, reset_num_timesteps=False)
+    assert not model._lasting._left.any()
+
+
+def test_a_single_action_is_an_array_and_a_tuple_is_explained() -> None:
+    model = _trained("both", steps=4)
+    for deterministic in (False, True):
+        action, _ = model.predict(model.observation_space.sample(), deterministic=deterministic)
+        assert isinstance(action, np.ndarray)
+        assert action.shape == ()
+    with pytest.raises(ValueError, match="tuple"):
+        model.predict(gym.make("CartPole-v1").reset())
+
+
+def test_counts_of_the_target_network_are_its_own() -> None:
+    model = _trained("both")
+    for network, count in ((model.q_net, 2), (model.q_net_target, 3)):
+        network.head.fallbacks.fill_(count)
+    model.q_net_target.copy_kernel(model.q_net)
+    assert (int(model.q_net.head.fallbacks), int(model.q_net_target.head.fallbacks)) == (2, 3)
+    assert model._kernel().scalars["fallbacks"] == 5.0

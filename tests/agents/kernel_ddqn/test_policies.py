@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelPPO, KernelQ, KernelRefreshCallback
@@ -272,3 +274,23 @@ def test_a_numbered_state_that_was_visited_once_is_not_forgotten() -> None:
         known = head.memory.features[action, :size].unique()
         assert len(known) == len(stored) > 4
         assert len(known) < size <= 15
+
+
+def test_the_callback_writes_what_the_kernel_is_like(tmp_path: Path) -> None:
+    model = _with_kernel()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    callback = KernelRefreshCallback()
+    model.learn(300, callback=callback, log_interval=1)
+    model.logger.close()
+    with open(tmp_path / "progress.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["kernel/supports"]) > 0
+    assert len(callback.kernel.diagnostics.refresh_seconds) < 10
+
+
+def test_the_callback_warns_of_what_an_empty_buffer_forgets(tmp_path: Path) -> None:
+    model = _with_kernel().learn(300, callback=KernelRefreshCallback())
+    model.save(tmp_path / "model.zip")
+    loaded = DQN.load(tmp_path / "model.zip", env=model.get_env())
+    with pytest.warns(UserWarning, match="the replay buffer is empty"):
+        loaded.learn(10, callback=KernelRefreshCallback())

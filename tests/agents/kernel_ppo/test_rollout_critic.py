@@ -6,6 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
@@ -306,3 +307,41 @@ def test_an_interrupted_correction_leaves_the_buffer_as_it_was(monkeypatch: pyte
     assert buffer.gae_lambda == 0.8
     assert np.array_equal(buffer.values, values)
     assert np.array_equal(buffer.rewards, rewards)
+
+
+class _AddsReward(BaseCallback):
+    """As callbacks of intrinsic rewards do."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.locals["rollout_buffer"]
+        self.seen = buffer.advantages.copy()
+        buffer.advantages += 1000.0
+        buffer.returns += 1000.0
+
+
+def test_callbacks_see_corrected_advantages_and_may_change_them() -> None:
+    model = KernelPPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    written = []
+    correct = model.critic.correct
+
+    def noted(buffer: RolloutBuffer, *rest: object) -> None:
+        before = buffer.advantages.copy()
+        correct(buffer, *rest)
+        written.append((before, buffer.advantages.copy()))
+
+    model.critic.correct = noted
+    callback = _AddsReward()
+    model.learn(128, callback=callback)
+    (_, _), (uncorrected, corrected) = written
+    assert not np.allclose(uncorrected, corrected)
+    assert np.array_equal(callback.seen, corrected)
+    assert np.array_equal(model.rollout_buffer.advantages.flatten(), (corrected + 1000.0).flatten())
+
+
+def test_a_callback_still_stops_a_rollout() -> None:
+    model = KernelPPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, seed=0, device="cpu")
+    model.learn(640, callback=ConvertCallback(lambda locals_, _: locals_["self"].num_timesteps < 70))
+    assert model.num_timesteps == 70
