@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from agents import KernelDQNPolicy, attach_kernel_head
 from agents.common.atomic_save import atomic_write
 from agents.common.schema import ConfigError
 from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_greedily
-from agents.training.provenance import commit, versions
+from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
 from agents.training.settings import dump_config, resolve
 from envs import make_env
@@ -178,7 +177,7 @@ def write(settings: Attach, rows: Sequence[Row], source: str | None) -> None:
     lines = [
         f"# {settings.name}",
         "",
-        f"`{command}` · commit {source} · {platform.machine()}, one thread, niceness {os.nice(0)} · {packages}.",
+        f"`{command}` · commit {source} · {machine()}, one thread, niceness {os.nice(0)} · {packages}.",
         "",
         f"Models stopped at {settings.share:g} of their budget; `attach_kernel_head` takes no gradient step. Greedy "
         f"return, mean over {settings.episodes} episodes from the same starts before and after, seeds "

@@ -151,8 +151,13 @@ def bracketed(interval: Interval, digits: int) -> str:
 
 
 def _of_one_origin(runs: Sequence[Run]) -> bool:
-    """Whether runs are known to be of one commit and machine; seconds of others do not compare."""
-    return len({(run.commit, run.machine) for run in runs}) == 1 and runs[0].machine is not None
+    """Whether runs are known to be of one commit and machine; seconds of others do not compare.
+
+    Of two runs of a changed checkout nobody knows whether the changes were the same.
+    """
+    commit, machine = runs[0].commit, runs[0].machine
+    known = commit is not None and not commit.endswith("-dirty") and machine is not None
+    return known and all((run.commit, run.machine) == (commit, machine) for run in runs)
 
 
 def _reaching(group: Sequence[Run], task: Task | None) -> list[str]:

@@ -5,7 +5,6 @@ python benchmarks/gradients.py
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import tyro
 from local_solve_timing import Times, interleave
 from shown_command import shown_command
 
-from agents.training.provenance import commit, versions
+from agents.training.provenance import commit, machine, versions
 from skrl import SparseKernel, compiling, functional
 from skrl.kernels import Kernel
 from skrl.search.neighbors import Localisation
@@ -136,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
     table = [
         "# gradients",
         "",
-        f"`{shown_command('gradients.py', argv)}` · commit {source} · {platform.machine()}, "
+        f"`{shown_command('gradients.py', argv)}` · commit {source} · {machine()}, "
         f"{settings.threads} thread(s) · {known}.",
         "",
         "Milliseconds of a forward and a backward pass in which supports, targets, lengthscale and ridge are learned, "

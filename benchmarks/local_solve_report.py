@@ -12,6 +12,8 @@ from math import exp, fsum, log
 from local_solve_records import Record
 from shown_command import shown_command
 
+from agents.training.provenance import machine
+
 DISTRIBUTIONS = ("torch", "numpy", "numba", "muygpys", "gpytorch", "faiss-cpu", "scikit-learn")
 
 
@@ -140,16 +142,8 @@ def markdown(records: Iterable[Record], run: Run) -> str:
 def _provenance(run: Run) -> str:
     versions = ", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS)
     command = shown_command("local_solve.py", run.arguments)
-    machine = f"{platform.machine()}, {_processor()}, threads: {run.threads}, load before the start: {run.load:.1f}"
-    return f"`{command}` · commit {run.commit} · {machine} · Python {platform.python_version()}, {versions}."
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "processor unknown"
+    place = f"{machine()}, threads: {run.threads}, load before the start: {run.load:.1f}"
+    return f"`{command}` · commit {run.commit} · {place} · Python {platform.python_version()}, {versions}."
 
 
 def _version(distribution: str) -> str:

@@ -8,7 +8,6 @@ python benchmarks/search.py
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import tyro
 from shown_command import shown_command
 from torch import Tensor
 
-from agents.training.provenance import commit, versions
+from agents.training.provenance import commit, machine, versions
 from skrl.search.approximate import HnswSearch, IvfSearch
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import NeighborSearch
@@ -183,7 +182,7 @@ def main() -> None:
     report: dict[str, object] = {
         "command": shown_command("search.py", sys.argv[1:]),
         "commit": source,
-        "machine": f"{platform.machine()}, processor time of one thread",
+        "machine": f"{machine()}, processor time of one thread",
         "versions": {**versions(), "faiss": faiss.__version__},
         "settings": {name: value for name, value in asdict(settings).items() if name != "results"},
         "searches": [repr(search) for search in (IvfSearch(), HnswSearch())],

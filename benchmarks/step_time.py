@@ -6,7 +6,6 @@ python benchmarks/step_time.py --share 0.5
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tasks import BUDGETS
 
 from agents.common.schema import ConfigError
-from agents.training.provenance import commit, versions
+from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
 from agents.training.settings import resolve
 from envs import make_env
@@ -115,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "command": shown_command("step_time.py", argv),
         "commit": source,
-        "machine": f"{platform.machine()}, one thread",
+        "machine": f"{machine()}, one thread",
         "versions": versions(),
         "results": rows,
     }

@@ -6,7 +6,6 @@ python benchmarks/tuning.py
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from shown_command import shown_command
 from sklearn import datasets
 from torch import Tensor
 
-from agents.training.provenance import commit, versions
+from agents.training.provenance import commit, machine, versions
 from skrl import ExactSearch, make_kernel, neighbor_lengthscale, sparse_kernel, tune
 from skrl.tuning.probes import Probes
 
@@ -220,7 +219,7 @@ def main() -> None:
     provenance = {
         "command": shown_command("tuning.py", sys.argv[1:]),
         "commit": commit(),
-        "machine": f"{platform.machine()}, one thread",
+        "machine": f"{machine()}, one thread",
     }
     timed_tune(load("diabetes"), settings.kernel, 1)  # compiles the loops
     large = speeds(settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from agents.training.provenance import versions
+from agents.training.provenance import machine, versions
 
 COLOURS = {"sparse kernel": "#c2410c", "MLP": "#1d4ed8", "linear": "#15803d", "k-NN": "#777777"}
 RIVAL = "MLP"
@@ -114,7 +113,7 @@ def heading(rows: Sequence[Row], source: str | None) -> str:
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.seed for row in rows))
     return "\n\n".join(
         [
-            f"`{command}` · commit {source} · {platform.machine()}, one thread · "
+            f"`{command}` · commit {source} · {machine()}, one thread · "
             + ", ".join(f"{name} {number}" for name, number in packages.items())
             + ".",
             "A network learns the first half of the classes and is frozen; readouts learn the second half from the "

@@ -23,8 +23,8 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> str:
-    """Architecture and number of cores, with the accelerator if there is one."""
-    parts = [platform.machine(), f"{os.cpu_count()} cores"]
+    """Architecture, processor and number of cores, with the accelerator if there is one."""
+    parts = [platform.machine(), _processor(), f"{os.cpu_count()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join(parts)
@@ -52,6 +52,14 @@ def commit(root: Path = SOURCE_ROOT, ignore: Sequence[str] = RESULTS) -> str | N
         return None
     changes = _git(root, "status", "--porcelain", "--", ".", *(f":(exclude){folder}" for folder in ignore))
     return head if changes == "" else f"{head}-dirty"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "processor unknown"
 
 
 def _version(distribution: str) -> str | None:

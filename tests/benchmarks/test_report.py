@@ -49,7 +49,7 @@ def write_run(grid: Path) -> WriteRun:
             "train_seconds": 4.0,
             "versions": {"python": "3.11"},
             "machine": "x86_64, 4 cores",
-            "commit": "abcdef0123456789-dirty",
+            "commit": "abcdef0123456789",
         }
         (folder / "result.json").write_text(json.dumps(result | others))
         return folder
@@ -88,7 +88,7 @@ def cells(text: str, *beginning: str) -> list[list[str]]:
 def test_figures_by_hand(finished: Path) -> None:
     assert run(finished) == 0
     text = (finished.parent / "results" / "made.md").read_text()
-    assert "`python first`, `python second` · commit abcdef012345-dirty ·" in text
+    assert "`python first`, `python second` · commit abcdef012345 ·" in text
     assert "## Over 2 environments" in text
     assert "Left out: ALE/Pong-v5." in text
     # Scores of fast: areas 2/3, 2/3, 1/3 and 0, of which the middle two count, or 2/3 and 0 where 0 is drawn twice;
@@ -233,10 +233,15 @@ def test_seconds_of_different_origin_make_no_ratio(write_run: WriteRun, grid: Pa
     write_run("same", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, train_seconds=6.0, machine="x86_64, 2 cores")
     write_run("elsewhere", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, machine="arm64, 8 cores")
     write_run("later", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0, machine="x86_64, 2 cores", commit="fedcba")
+    for env, commit in (("Acrobot-v1", "abc-dirty"), ("MountainCar-v0", None)):
+        for variant in ("ddqn", "same"):
+            write_run(variant, env, 0, [1.0, 2.0, 3.0], 3.0, machine="x86_64, 2 cores", commit=commit)
     assert run(grid) == 0
     text = (grid.parent / "results" / "made.md").read_text()
     assert "· x86_64, 2 cores and arm64, 8 cores ·" in text
     assert "unknown machine" not in text
+    assert "abc-dirty" in text
+    assert all(cells(text, env, "same")[1][-2] == "–" for env in ("Acrobot-v1", "MountainCar-v0"))
     ratios = {name: cells(text, "CartPole-v1", name)[1][-2] for name in ("ddqn", "same", "elsewhere", "later")}
     assert ratios == {"ddqn": "1", "same": "3.00", "elsewhere": "–", "later": "–"}
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents.training import provenance
-from agents.training.provenance import commit
+from agents.training.provenance import commit, machine
 
 
 @pytest.fixture
@@ -32,3 +35,22 @@ def test_not_everything_can_be_ignored(checkout: Path) -> None:
     for everything in (".", "", str(checkout)):
         with pytest.raises(ValueError, match="name folders inside of it"):
             commit(checkout, ignore=["results", everything])
+
+
+def test_a_machine_names_its_processor_and_its_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_processor", lambda: "Some CPU @ 2 GHz")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine() == f"{platform.machine()}, Some CPU @ 2 GHz, {os.cpu_count()} cores"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    assert machine().endswith(" cores, Some GPU")
+
+
+def test_a_processor_that_nobody_names_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object, **__: object) -> None:
+        raise OSError
+
+    assert provenance._processor()
+    monkeypatch.setattr("builtins.open", unreadable)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert provenance._processor() == "processor unknown"
