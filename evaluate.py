@@ -89,7 +89,8 @@ def run(options: EvaluateOptions) -> None:
         film_writer()  # Said now, where it is missing, and not after the episodes.
     folder = RunFolder(Path(options.run_dir))
     if not folder.path.is_dir():
-        raise ConfigError(f"there is no run folder {folder.path}")
+        advice = f"; give that of the model, {folder.path.parent}" if folder.path.is_file() else ""
+        raise ConfigError(f"there is no run folder {folder.path}{advice}")
     config = load_config(folder.config)
     config = replace(config, device=options.device or present_device(config.device))
     torch.set_num_threads(config.threads)
@@ -102,7 +103,8 @@ def run(options: EvaluateOptions) -> None:
         evaluation = evaluate_greedily(model, env, options.episodes, seed)
     finally:
         env.close()
-    title = f"{config.agent} on {config.env}, seed {config.seed}, {options.checkpoint} model"
+    kind = options.checkpoint if folder.result.exists() or options.checkpoint == "best" else "unfinished run's"
+    title = f"{config.agent} on {config.env}, seed {config.seed}, {kind} model"
     show_evaluation(evaluation, title, unit="frames" if config.env.startswith(ATARI_NAMESPACE) else "steps")
     if options.video:
         env = make()

@@ -62,7 +62,7 @@ class AgentProbe:
         return "\n".join(parts)
 
     def plot(self, path: str | Path) -> None:
-        """Draw R² over the layers, one panel per variable; needs matplotlib (``sparse-kernel-rl[plots]``)."""
+        """Draw R² over the layers, one panel per variable; needs matplotlib (the extra ``plots``)."""
         from matplotlib.figure import Figure
 
         columns = min(4, len(self.reports))

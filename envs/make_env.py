@@ -154,8 +154,7 @@ def _register_minatar() -> None:
     """Register the MinAtar games, which their package does only when asked."""
     if find_spec("minatar") is None:
         raise UnknownEnvironmentError(
-            "MinAtar is not installed; in a checkout run: pip install -e '.[minatar]', "
-            "elsewhere: pip install 'sparse-kernel-rl[minatar]'"
+            "MinAtar is not installed; in the folder of this project run: pip install -e '.[minatar]'"
         )
     if not any(known.startswith(MINATAR_NAMESPACE) for known in registry):
         importlib.import_module("minatar.gym").register_envs()

@@ -137,6 +137,7 @@ def test_missing_parts_are_named(dqn_run: Path, tmp_path: Path, capsys: pytest.C
     for words, message in [
         ([], "which run?"),
         ([str(tmp_path / "none")], "there is no run folder"),
+        ([str(dqn_run / "model.zip")], f"give that of the model, {dqn_run}"),
         ([str(tmp_path)], "config.yaml"),
         ([str(dqn_run), "--checkpoint", "bets"], "did you mean 'best'"),
         ([str(dqn_run), "--episodes", "0"], "episodes is 0"),
@@ -195,3 +196,15 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(flag in output for flag in ("--run-dir", "--episodes", "--checkpoint", "--video", "--seed"))
+
+
+def test_a_run_that_did_not_finish_is_called_so(
+    dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_config(dqn_run, tmp_path)
+    shutil.copy(dqn_run / "model.zip", tmp_path)
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path), "--episodes", "1"]) == 0
+    assert "unfinished run's model" in capsys.readouterr().out
+    assert evaluate.main([str(dqn_run), "--episodes", "1"]) == 0
+    assert "final model" in capsys.readouterr().out

@@ -12,8 +12,8 @@ def not_installed(wanted: str, package: str | None, extra: str) -> str:
         extra: the extra that brings it.
     """
     return (
-        f"{wanted} needs {package}, which is not installed; "
-        f'in a checkout run: pip install -e ".[{extra}]", elsewhere: pip install "sparse-kernel-rl[{extra}]"'
+        f"{wanted} needs {package}, which is not installed; in the folder of this project run: "
+        f'pip install -e ".[{extra}]"'
     )
 
 

@@ -63,8 +63,13 @@ class CommandLineOnly:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name closest to a misspelt one."""
-    return get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+    """The known name closest to a misspelt one; small and capital letters, dashes and underscores count alike."""
+    plain = {_plain(candidate): candidate for candidate in sorted(known)}
+    return plain[get_close_matches(_plain(name), plain, n=1, cutoff=0.0)[0]]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def field_types(schema: type) -> Mapping[str, Any]:

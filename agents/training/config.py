@@ -34,7 +34,7 @@ class RunConfig:
     """Learning algorithm: kernel_ddqn, kernel_ppo, kernel_sac, ddqn, ppo, sac, or another that the README lists."""
 
     env: str = "CartPole-v1"
-    """Gymnasium id of the environment; module:Name-v0 imports the module that registers it."""
+    """Gymnasium id; module:Name-v0 imports what registers it, --env-kwargs.NAME VALUE is for its constructor."""
 
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment's constructor: --env-kwargs.is-slippery false."""

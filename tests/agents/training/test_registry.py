@@ -107,8 +107,14 @@ def test_class_alone_has_the_settings_of_the_command(agent: str) -> None:
 
 def test_agent_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-    with pytest.raises(ConfigError, match=r'agent \'qrdqn\' needs sb3_contrib.*pip install "sparse-kernel-rl\[zoo\]"'):
+    with pytest.raises(ConfigError, match=r'agent \'qrdqn\' needs sb3_contrib.*pip install -e "\.\[zoo\]"'):
         build_model(QuantileConfig(agent="qrdqn", buffer_size=100), vec_env(VECTOR))
+
+
+@pytest.mark.parametrize(("given", "nearest"), [("KernelDDQN", "kernel_ddqn"), ("Kernel-PPO", "kernel_ppo")])
+def test_a_class_is_told_the_name_of_its_agent(given: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{nearest}'"):
+        find_agent(given)
 
 
 def test_unknown_agent_names_the_nearest() -> None:
