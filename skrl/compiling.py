@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from skrl.modes import traced
+from skrl.modes import forwards, traced
 
 try:
     import numba
@@ -48,9 +48,10 @@ def compiled(function: Function) -> Function:
 def compiles(*tensors: Tensor) -> bool:
     """Whether compiled loops may read these tensors: on a CPU, of one precision, with no gradient asked for.
 
-    What a function transform such as ``torch.func.grad`` has wrapped has no storage to read.
+    What a function transform such as ``torch.func.grad`` has wrapped has no storage to read, and the tangents of
+    forward mode would be lost.
     """
-    if not AVAILABLE or traced():
+    if not AVAILABLE or traced() or forwards():
         return False
     wants_gradient, dtype = torch.is_grad_enabled(), tensors[0].dtype
     if dtype is not torch.float32 and dtype is not torch.float64:

@@ -25,7 +25,7 @@ from skrl.compiling import compiles
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import DIFFERENCES_DIM, centred_points
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import full_precision, precise, traced, wants_gradient
+from skrl.modes import full_precision, precise, traced, transformed, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import (
     Localisation,
@@ -90,6 +90,7 @@ def make_support(
             the lengthscale is not positive.
     """
     features = precise(features.detach())
+    lengthscale = lengthscale.detach() if isinstance(lengthscale, Tensor) else lengthscale
     check_rows("features", features)
     check_lengthscale(lengthscale, features.shape[1], features.dtype)
     points, centre, half_norms = centred_points(features, lengthscale)
@@ -229,7 +230,7 @@ def _chunks(queries: Tensor, rows: int) -> tuple[Tensor, ...]:
 
 
 def _differentiable_points(features: Tensor, support: Support, lengthscale: Tensor | float) -> Tensor:
-    if not wants_gradient(features, lengthscale):
+    if not transformed() and not wants_gradient(features, lengthscale):
         return support.points
     # A point that is left out must not meet the gradient, where zero times infinity is no number.
     return support.scaled(torch.where(support.kept.unsqueeze(-1), features, support.centre), lengthscale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.autograd import forward_ad
 
 
 def traced() -> bool:
@@ -12,9 +13,30 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def transformed() -> bool:
+    """Whether a function transform such as ``torch.func.jvp`` calls, whose tensors do not say what they carry."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def batched(*values: torch.Tensor) -> bool:
+    """Whether any is a batch in disguise, as in ``torch.autograd.grad(…, is_grads_batched=True)``."""
+    return any(torch._C._functorch.is_legacy_batchedtensor(value) for value in values)
+
+
+def forwards() -> bool:
+    """Whether gradients may be carried forwards, by tangents that a tensor's storage does not show."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
 def wants_gradient(*values: object) -> bool:
-    """Whether a gradient is recorded and any of the values, as far as they are tensors, asks for it."""
-    return torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
+    """Whether any of the values, as far as they are tensors, asks for a gradient that is recorded, or has a tangent."""
+    if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in values):
+        return True
+    return forwards() and any(isinstance(value, torch.Tensor) and _has_tangent(value) for value in values)
+
+
+def _has_tangent(value: torch.Tensor) -> bool:
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:

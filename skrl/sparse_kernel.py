@@ -26,7 +26,7 @@ from skrl.few_queries import FewQueries, ShortWay
 from skrl.functional import PriorMean, local_systems, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import full_precision, precise, traced, wants_gradient
+from skrl.modes import forwards, full_precision, precise, traced, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
 from skrl.shapes import Float, Shaped, Tensor
@@ -304,7 +304,7 @@ class SparseKernel(nn.Module):
         """Few queries of fixed supports by the shortest way, where it may be taken."""
         tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
         fixed = not self._parameters and self.prior_mean is None and not wants_gradient(queries, *tensors)
-        if not fixed or not queries.is_cpu or traced():
+        if not fixed or not queries.is_cpu or traced() or forwards():
             return None
         settings = self.kernel, self.k, self.localisation, self.search
         if not self._short_way.is_known(tensors, settings):

@@ -12,7 +12,7 @@ import torch
 
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import Gaussian, InverseMultiquadric, Laplace, Matern32, Matern52
-from skrl.modes import traced, wants_gradient
+from skrl.modes import forwards, traced, wants_gradient
 from skrl.shapes import Bool, Float, Int, Tensor
 from skrl.solve.local_solve import JITTERS
 
@@ -60,7 +60,7 @@ def fuses(kernel: Kernel, k: int, features: Tensor, *settings: Tensor | float) -
         features: [*sets, M, d].
         settings: lengthscale and ridge, one number each.
     """
-    if features.device.type != DEVICE or not AVAILABLE or traced():
+    if features.device.type != DEVICE or not AVAILABLE or traced() or forwards():
         return False
     tensors = [features, *(setting for setting in settings if isinstance(setting, Tensor))]
     if wants_gradient(*tensors):
