@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import forward_ad
 
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
-from skrl.modes import traced
+from skrl.modes import batched, forwards, traced
 from skrl.search.neighbors import Localisation, Neighbors, gather_points, within_radius
 from skrl.shapes import Bool, Float, Int, Tensor
 from skrl.solve import compiled_solve
@@ -34,10 +32,7 @@ def carries_gradients(kernel: Kernel, points: Tensor) -> bool:
 
     That is gradients backwards, and none in a kernel's own parameters.
     """
-    if not kernel.is_radial or not compiles(points.detach()):
-        return False
-    forwards = getattr(forward_ad, "_current_level", -1) >= 0
-    return not forwards and not learns(kernel, points)
+    return kernel.is_radial and compiles(points.detach()) and not learns(kernel, points)
 
 
 def differentiable_means(
@@ -53,7 +48,7 @@ def differentiable_means(
 ) -> tuple[Float[Tensor, "queries targets"], Float[Tensor, " queries"]]:
     """Means and variances, to the numbers of plain torch, with gradients in queries, points, targets and ridge.
 
-    Gradients of gradients come from plain torch.
+    Gradients of gradients, and those of many mixtures of the answers at once, come from plain torch.
 
     Args:
         queries: in units of the lengthscale, [B, d].
@@ -99,7 +94,7 @@ class _Means(torch.autograd.Function):
         *inputs, found, present, weights, variance, failed = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:4]
         settings = ctx.settings
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or traced() or forwards() or batched(mean_bar, variance_bar):
             gradients = _plain_gradients(inputs, wanted, found, present, settings, (mean_bar, variance_bar))
         else:
             gradients = _compiled_gradients(
@@ -116,7 +111,22 @@ def _plain_gradients(
     settings: tuple[Kernel, int, Localisation],
     bars: tuple[Tensor, Tensor],
 ) -> list[Tensor | None]:
-    """The same by operations that can be differentiated again."""
+    """The same by operations that can be differentiated again, and whose outer gradients may be a batch."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Gradients stop at these aliases: one input may be a function of another, through the caller's own graph.
+        aliases = [value.view_as(value) for value in inputs]
+        outputs = _plain_answers(aliases, found, present, settings)
+    asked = [value for value, is_wanted in zip(aliases, wanted, strict=True) if is_wanted]
+    # The variance knows nothing of targets.
+    reached, outer = zip(*(pair for pair in zip(outputs, bars, strict=True) if pair[0].requires_grad), strict=True)
+    gradients = iter(torch.autograd.grad(reached, asked, outer, create_graph=again, allow_unused=True))
+    return [next(gradients) if is_wanted else None for is_wanted in wanted]
+
+
+def _plain_answers(
+    inputs: list[Tensor], found: Tensor, present: Tensor, settings: tuple[Kernel, int, Localisation]
+) -> tuple[Tensor, Tensor]:
     queries, points, targets, ridge = inputs
     kernel, k, localisation = settings
     distances = cross_distances(queries, gather_points(points, found))
@@ -125,11 +135,7 @@ def _plain_gradients(
     system = factorise(neighbors, points, kernel, 1.0, ridge, radius)
     weights = system.weights()
     means = (weights.unsqueeze(-2) @ gather_points(targets, neighbors.indices)).squeeze(-2)
-    asked = [value for value, is_wanted in zip(inputs, wanted, strict=True) if is_wanted]
-    outputs = means, system.variance(weights)
-    given = torch.autograd.grad(outputs, asked, bars, create_graph=True, allow_unused=True)
-    gradients = iter(given)
-    return [next(gradients) if is_wanted else None for is_wanted in wanted]
+    return means, system.variance(weights)
 
 
 def _compiled_gradients(
@@ -159,8 +165,7 @@ def _compiled_gradients(
         ),
     )
     queries_bar, *sums = (bar.numpy() for bar in bars_of)
-    ridge_bar = [0.0]
-    lock = threading.Lock()
+    parts: dict[int, tuple[float, list[Array]]] = {}
 
     def differentiate(start: int, stop: int) -> None:
         whole = start == 0 and stop == rows
@@ -177,14 +182,17 @@ def _compiled_gradients(
                 kernel.prior_variance, ridge.item(), jitters, weights, variance, failed,
                 mean_bar, variance_bar, queries_bar, *own,
             )  # fmt: skip
-        with lock:
-            ridge_bar[0] += of_ridge
-            if not whole:
-                for total, part in zip(sums, own, strict=True):
-                    total += part
+        parts[start] = of_ridge, own
 
     over_rows(differentiate, rows, k * k * (1e-8 + 6e-11 * (places.shape[-1] + k)) + 4e-10 * k * outcomes.shape[1])
-    given = *bars_of, torch.full_like(ridge, ridge_bar[0])
+    ridge_bar = 0.0
+    # In the order of the rows, whichever thread is done first: the same sum every time.
+    for _, (of_ridge, own) in sorted(parts.items(), key=lambda item: item[0]):
+        ridge_bar += of_ridge
+        if own is not sums:
+            for total, part in zip(sums, own, strict=True):
+                total += part
+    given = *bars_of, torch.full_like(ridge, ridge_bar)
     return [bar if is_wanted else None for bar, is_wanted in zip(given, wanted, strict=True)]
 
 
