@@ -49,20 +49,23 @@ def cross_distances(
 def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tensor, "*batch neighbors neighbors"]:
     """Distances within every block of points: by differences in few dimensions, else through one centred product.
 
-    The product needs no [*batch, k, k, d] array. Centring on the block's mean keeps its cancellation error relative to
-    the spread of the block instead of its offset, and squares below that error are set to exactly zero, so that
-    duplicates are at distance zero and not at the square root of a rounding error. So are points that are a thousandth
-    of the spread apart in float32, which hardly happens by chance in many dimensions.
+    The product needs no [*batch, k, k, d] array. It is centred on the first point of the block, the nearest neighbour:
+    so the cancellation error of two points is relative to their distances from that one instead of their offset, and a
+    single far neighbour, which would carry a mean away, costs the others no digit. Squares below that error are set to
+    exactly zero, so that duplicates are at distance zero and not at the square root of a rounding error. So are points
+    that in float32 are a thousandth of their distance from the first apart, which hardly happens by chance in many
+    dimensions.
 
     Args:
-        points: blocks of k points, [*batch, k, d].
+        points: blocks of k points, the nearest to their query first, [*batch, k, d].
 
     Returns:
         Symmetric distances with a zero diagonal, [*batch, k, k].
     """
     if points.shape[-1] <= DIFFERENCES_DIM:
         return safe_sqrt((points.unsqueeze(-2) - points.unsqueeze(-3)).square().sum(-1))
-    centred = points - points.mean(-2, keepdim=True)
+    # Distances do not depend on the centre, so that no gradient has to pass through it.
+    centred = points - points[..., :1, :].detach()
     products = centred @ centred.mT
     norms = products.diagonal(dim1=-2, dim2=-1)
     sums = norms.unsqueeze(-1) + norms.unsqueeze(-2)

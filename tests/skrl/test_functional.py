@@ -592,3 +592,15 @@ def _with_tail(tail: Tensor) -> Tailed:
     kernel = Tailed()
     kernel.tail = tail
     return kernel
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_far_support_among_the_neighbours_changes_no_digit(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    """Where k reaches all supports it is a neighbour of everybody."""
+    given = sets(points=20, dim=12)
+    given.features[7] += 1e5
+    expected = sparse_kernel(*given, k=32, lengthscale=2.0, ridge=0.1)
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
+    answer = sparse_kernel(*given.to(torch.float32), k=32, lengthscale=2.0, ridge=0.1)
+    torch.testing.assert_close(answer.mean.double(), expected.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(answer.variance.double(), expected.variance, rtol=1e-4, atol=1e-5)

@@ -178,6 +178,21 @@ def test_a_point_whose_norm_is_not_finite_is_an_empty_slot(value: float) -> None
     assert centre.abs().max() < 3.0
 
 
+@pytest.mark.parametrize("dim", [DIFFERENCES_DIM, DIFFERENCES_DIM + 1, 40])
+def test_a_far_point_costs_the_others_no_digit(dim: int) -> None:
+    points = torch.randn(20, dim)
+    points[13] += 1e5
+    distances, expected = block_distances(points).double(), exact_distances(points, points)
+    torch.testing.assert_close(distances, expected, rtol=1e-5, atol=0.0)
+
+
+def test_block_distance_gradients_by_the_product() -> None:
+    points = torch.randn(2, 5, DIFFERENCES_DIM + 1, dtype=torch.float64, requires_grad=True)
+    away = ~torch.eye(5, dtype=torch.bool)
+    assert torch.autograd.gradcheck(lambda x: block_distances(x)[:, away], (points,))
+    assert torch.autograd.gradgradcheck(lambda x: block_distances(x)[:, away], (points,))
+
+
 @pytest.mark.parametrize("dim", [1, 3, DIFFERENCES_DIM])
 def test_near_points_in_a_wide_block_keep_their_distance(dim: int) -> None:
     """A product would round it to zero."""
