@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from skrl.kernels.distances import median_point
 from skrl.search.neighbors import NeighborIndex
 from skrl.shapes import Bool, Float, Int, Tensor
 
@@ -69,9 +70,12 @@ class _FilledSlots(NeighborIndex):
     def __init__(self, features: Tensor, filled: Tensor, index_points: IndexPoints) -> None:
         precise = features.to(torch.promote_types(features.dtype, torch.float32))
         filled = filled & precise.float().square().sum(-1).isfinite()
-        self.centre = precise[filled].mean(0)  # NaN without points, and then no query is finite
+        points = precise[filled]
+        # A mean would follow one far point, and float32 would lose the digits that tell all others apart. NaN without
+        # points: then no query is finite.
+        self.centre = median_point(points).squeeze(0) if len(points) else points.new_full(points.shape[1:], torch.nan)
         self.slots = filled.nonzero().squeeze(-1)
-        self.index = index_points((precise[self.slots] - self.centre).float())
+        self.index = index_points((points - self.centre).float())
 
     def nearest(
         self, queries: Float[Tensor, "queries dim"], k: int

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import skrl.search.approximate as approximate_search
 from skrl import SparseKernel
+from skrl.kernels.distances import median_point
 from skrl.search.approximate import (
     FEWEST_FOR_GRAPH,
     FEWEST_FOR_LISTS,
@@ -182,7 +183,7 @@ def test_a_query_whose_lists_are_short_reads_them_all() -> None:
 
 def test_the_exhaustive_search_is_exact(search: ApproximateSearch) -> None:
     queries, features = torch.randn(10, 3), torch.randn(2000, 3)
-    features -= features.mean(0)
+    features -= median_point(features)  # as the index does, so that its points are these
     positions = torch.from_numpy(part(search, features).exhaustive(queries.numpy(), 9))
     found = (features[positions] - queries.unsqueeze(1)).norm(dim=-1).double()
     torch.testing.assert_close(found, exact_distances(queries, features, 9), rtol=1e-4, atol=1e-5)

@@ -30,7 +30,7 @@ def test_only_filled_finite_rows_are_indexed_centred_in_float32() -> None:
     half_norms = torch.tensor([0.5, 0.0, INF, 12.5, 0.0], dtype=torch.float64)
     index = CopiedIndex(features, half_norms, made)
     assert made.points[0].dtype == torch.float32
-    assert made.points[0].tolist() == [[-1.0, -2.0], [1.0, 2.0]]
+    assert made.points[0].tolist() == [[0.0, 0.0], [2.0, 4.0]]
     indices, mask = index.nearest(torch.tensor([[7.0, 7.0], [0.0, 0.0]], dtype=torch.float64), 4)
     assert indices.tolist() == [[3, 0, 0, 0], [0, 3, 0, 0]]
     assert mask.tolist() == [[True, True, False, False]] * 2
@@ -41,7 +41,7 @@ def test_a_row_too_large_for_float32_is_left_out(large: float) -> None:
     made = Recorded()
     features = torch.tensor([[large], [2.0], [4.0]], dtype=torch.float64)
     indices, mask = CopiedIndex(features, None, made).nearest(torch.tensor([[9.0]], dtype=torch.float64), 3)
-    assert made.points[0].tolist() == [[-1.0], [1.0]]
+    assert made.points[0].tolist() == [[0.0], [2.0]]
     assert (indices.tolist(), mask.tolist()) == ([[2, 1, 0]], [[True, True, False]])
 
 
@@ -49,7 +49,20 @@ def test_offset_survives_the_cast_to_float32() -> None:
     made = Recorded()
     features = 1e9 + torch.randn(50, 3, dtype=torch.float64)
     CopiedIndex(features, None, made)
-    torch.testing.assert_close(made.points[0].double(), features - features.mean(0), rtol=0.0, atol=1e-5)
+    centred = made.points[0].double()
+    assert centred.abs().max() < 6.0
+    torch.testing.assert_close(centred - centred[0], features - features[0], rtol=0.0, atol=1e-5)
+
+
+def test_a_far_point_blinds_nobody() -> None:
+    """A centre that followed it would leave the others at one place in float32."""
+    features = torch.randn(500, 3, dtype=torch.float64)
+    queries, before = features[:40].clone(), features.clone()
+    features[499] = 1e15
+    indices, mask = CopiedIndex(features, None, Recorded()).nearest(queries, 5)
+    assert mask.all()
+    expected = torch.cdist(queries, before[:499]).topk(5, largest=False).values
+    torch.testing.assert_close((features[indices] - queries.unsqueeze(1)).norm(dim=-1), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
