@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from grid_jobs import Job
 from grid_variants import Variant
 
 from agents.common.schema import ConfigError, to_plain
 from agents.training.budget import check_budget
-from agents.training.command_line import Flags, spelled
+from agents.training.command_line import Flags, flat_flags, spelled
 from agents.training.config import RunConfig
 from agents.training.runs import RunFolder
 from agents.training.settings import load_config, resolve
@@ -93,18 +92,16 @@ class Cell:
     def differences(self) -> list[str]:
         """Settings in which the finished run is another one, as `name: theirs, now ours`."""
         try:
-            theirs = _leaves(to_plain(load_config(self.run_folder.config)))
+            theirs = _words(load_config(self.run_folder.config))
         except ConfigError as error:
             return [str(error)]
-        ours = _leaves(to_plain(self.config()))
+        ours = _words(self.config())
         names = [name for name in theirs | ours if name not in WITHOUT_EFFECT]
         return [
             f"{name}: {theirs.get(name)}, now {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)
         ]
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in values.items():
-        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return leaves
+def _words(config: RunConfig) -> dict[str, str]:
+    """Every setting by its dotted name, as on a command line."""
+    return {name: " ".join(words) for name, words in flat_flags(type(config), to_plain(config)).items()}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agents.common.schema import ConfigError
 from agents.training.command_line import Flags
-from agents.training.settings import read_yaml
+from agents.training.settings import file_flags, read_yaml
 
 OF_THE_GRID = ("agent", "env", "seed", "run_dir", "threads", "config", "force", "progress_bar", "verbose")
 """Settings that the grid itself gives to `train.py`."""
-
-FREE = ("env_kwargs",)
-"""Settings whose keys are the environment's own; what `train.py` reads there is YAML."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +91,12 @@ def _from_word(word: str) -> Variant:
 def _from_entry(label: str, entry: Any, file: Path) -> Variant:
     if not isinstance(entry, Mapping) or "agent" not in entry:
         raise ConfigError(f"{file}: '{label}' must hold settings, agent among them: {label}: {{agent: kernel_ddqn}}")
-    flags = _flattened({name: value for name, value in entry.items() if name != "agent"})
-    _check_free(flags)
-    return Variant(label, str(entry["agent"]), flags)
+    _check_free(name for name in entry if name != "agent")
+    flags = file_flags(entry, source=f"{file}: {label}: ")
+    (agent,) = flags.pop("agent")
+    return Variant(label, agent, flags)
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> Flags:
-    flags: Flags = {}
-    for name, value in values.items():
-        if name in FREE and isinstance(value, Mapping):
-            flags |= {f"{name}.{key}": [json.dumps(one)] for key, one in value.items()}
-        elif isinstance(value, Mapping):
-            flags |= _flattened(value, f"{prefix}{name}.")
-        else:
-            flags[f"{prefix}{name}"] = [str(word) for word in value] if isinstance(value, list) else [str(value)]
-    return flags
-
-
-def _check_free(flags: Flags) -> None:
-    if taken := [name for name in flags if name in OF_THE_GRID]:
+def _check_free(names: Iterable[str]) -> None:
+    if taken := [name for name in names if name in OF_THE_GRID]:
         raise ConfigError(f"'{taken[0]}' is given by the grid itself; leave it out of overrides and variants")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 import yaml
 
-from agents.common.schema import ConfigError, Values, leaf_types, nearest
+from agents.common.schema import ConfigError, Values, field_types, leaf_types, nearest
 
 T = TypeVar("T")
 Flags = dict[str, list[str]]
@@ -81,6 +83,32 @@ def nest_flags(schema: type, flags: Mapping[str, Sequence[str]]) -> Values:
     return values
 
 
+def flat_flags(schema: type, values: Mapping[str, Any], prefix: str = "") -> Flags:
+    """Settings of a dataclass as the flags that `nest_flags` takes back.
+
+    Args:
+        schema: the dataclass.
+        values: checked settings, which need not be all of them.
+        prefix: dotted path of the schema inside a larger one.
+
+    Returns:
+        Words by dotted setting name.
+
+    Raises:
+        ConfigError: a free mapping holds what no command line can say.
+    """
+    flags: Flags = {}
+    for name, value in values.items():
+        hint, dotted = _bare(field_types(schema)[name]), f"{prefix}{name}"
+        if get_origin(hint) is dict:
+            flags |= {f"{dotted}.{key}": [_free_word(f"{dotted}.{key}", one)] for key, one in value.items()}
+        elif isinstance(hint, type) and is_dataclass(hint):
+            flags |= flat_flags(hint, value, f"{dotted}.")
+        else:
+            flags[dotted] = [str(entry) for entry in value] if isinstance(value, list | tuple) else [str(value)]
+    return flags
+
+
 def spelled(name: str) -> str:
     """A setting as it is written on a command line."""
     return f"--{name.replace('_', '-')}"
@@ -115,6 +143,23 @@ def _free_value(flag: str, word: str) -> Any:
         with suppress(ValueError):
             return float(value)
     return value
+
+
+def _free_word(flag: str, value: Any) -> str:
+    """A value of a free mapping as the word that `_free_value` reads as it."""
+    if "-" in flag or "=" in flag:
+        raise ConfigError(f"'{flag}' holds '-' or '=', which no command line can give; write an underscore")
+    try:
+        word = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        faithful = bool(_free_value(flag, word) == value)
+    except (TypeError, ValueError):
+        faithful = False
+    if not faithful:
+        raise ConfigError(
+            f"{flag} is {value!r}, which no command line can give; only text, finite numbers, true, false, null, and "
+            "lists and mappings of them can be given, numbers within these not as 1e-05"
+        )
+    return word
 
 
 def _bare(hint: Any) -> Any:

@@ -22,7 +22,7 @@ from agents.common.schema import (
     merge,
     to_plain,
 )
-from agents.training.command_line import Flags, nest_flags
+from agents.training.command_line import Flags, flat_flags, nest_flags
 from agents.training.config import RunConfig
 from agents.training.registry import AGENTS, AgentSpec, check_config, find_agent
 
@@ -69,6 +69,24 @@ def load_config(path: Path) -> RunConfig:
     config = construct(spec.config, _checked(spec, values, source=f"{path}: "))
     check_config(spec, config)
     return config
+
+
+def file_flags(values: Mapping[str, Any], source: str) -> Flags:
+    """Settings of a file, the agent among them, as flags of `train.py`.
+
+    Args:
+        values: settings by name as `--config` takes them.
+        source: where they stand, for messages.
+
+    Raises:
+        ConfigError: the agent does not take a setting, or no command line can say it.
+    """
+    spec = find_agent(str(values["agent"]))
+    checked = _checked(spec, values, source)
+    try:
+        return flat_flags(spec.config, checked)
+    except ConfigError as error:
+        raise ConfigError(source + str(error)) from error
 
 
 def dump_config(config: RunConfig) -> str:

@@ -57,7 +57,7 @@ def test_variants_of_words_and_files(tmp_path: Path) -> None:
         Variant("ddqn", "ddqn", {}),
         Variant("plain", "kernel_ddqn", {"kernel.exploration_bonus": ["0"], "net_arch": ["8", "8"]}),
         Variant(
-            "small", "kernel_ddqn", {"net_arch": ["32", "16"], "kernel.k": ["4"], "kernel.exploration_bonus": ["0"]}
+            "small", "kernel_ddqn", {"net_arch": ["32", "16"], "kernel.k": ["4"], "kernel.exploration_bonus": ["0.0"]}
         ),
     ]
     kwargs = tmp_path / "kwargs.yaml"
@@ -68,6 +68,32 @@ def test_variants_of_words_and_files(tmp_path: Path) -> None:
     config = cell.config()
     assert (config.agent, config.net_arch, config.kernel.k) == ("kernel_ddqn", (32, 16), 4)  # type: ignore[attr-defined]
     assert cell.run_folder.path.parts[-3:] == ("small", "CartPole-v1", "seed0")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{agent: ddqn, env_kwargs: {is-slippery: false}}", "'env_kwargs.is-slippery' holds '-' or '='"),
+        ("{agent: ddqn, env_kwargs: {start: 2026-01-01}}", "env_kwargs.start is datetime.date"),
+        ("{agent: ddqn, n-steps: 1}", "file.yaml: odd: unknown setting 'n-steps'; did you mean 'n_steps'"),
+        ("{agent: ddqn, gamma: 2}", "file.yaml: odd: gamma is 2.0, but must be at least 0 and at most 1"),
+        ("{agent: ddqn, kernel: {k: 3}}", "file.yaml: odd: agent 'ddqn' does not use 'kernel'"),
+        ("{agent: ddqn, seed: 3}", "'seed' is given by the grid itself"),
+        ("{gamma: 0.9}", "'odd' must hold settings, agent among them"),
+    ],
+)
+def test_a_file_of_variants_is_as_strict_as_a_config(entry: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text(f"odd: {entry}\n")
+    with pytest.raises(ConfigError) as refused:
+        read_variants([], file)
+    assert message in str(refused.value)
+
+
+def test_a_file_of_variants_may_use_retired_names(tmp_path: Path) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text("old: {agent: kernel_ddqn, kernel: {k: 3, backup: n_step, trace_decay: 0.9}}\n")
+    assert read_variants([], file) == [Variant("old", "kernel_ddqn", {"kernel.k": ["3"]})]
 
 
 def test_the_ablation_file_is_a_grid() -> None:

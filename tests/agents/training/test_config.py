@@ -12,9 +12,9 @@ import pytest
 import yaml
 from gymnasium import spaces
 
-from agents.common.schema import ConfigError, UnknownSettingError, construct, leaf_types, to_plain
+from agents.common.schema import ConfigError, UnknownSettingError, coerce_mapping, construct, leaf_types, to_plain
 from agents.training.budget import check_budget
-from agents.training.command_line import split_flags
+from agents.training.command_line import flat_flags, nest_flags, split_flags
 from agents.training.config import (
     KernelTrainConfig,
     PPOConfig,
@@ -294,3 +294,20 @@ def test_arguments_of_an_environment_are_read_as_yaml() -> None:
     assert config.env_kwargs == {"is_slippery": False, "map_name": "8x8", "size": 7, "slope": 1e-3}
     with pytest.raises(ConfigError, match=r"env_kwargs is 3 \(int\), but must be a mapping"):
         construct(RunConfig, {"env_kwargs": 3})
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_setting_survives_a_command_line(agent: str) -> None:
+    schema = AGENTS[agent].config
+    kwargs = {"size": 7, "slope": 1e-5, "name": "1e-3", "off": False, "none": None, "deep": {"ends": [1, -0.5, "ü"]}}
+    for env_id in ENVIRONMENTS:
+        chosen = {"agent": agent, "env": env_id, "env_kwargs": kwargs, "run_dir": "a b=c"}
+        plain = to_plain(construct(schema, agent_settings(AGENTS[agent], env_id) | chosen))
+        words = [word for name, values in flat_flags(schema, plain).items() for word in (f"--{name}", *values)]
+        assert coerce_mapping(schema, nest_flags(schema, split_flags(words))) == coerce_mapping(schema, plain)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1: 2}, [1e-5], Path("a"), (1, 2)])
+def test_what_no_command_line_can_give_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"env_kwargs\.odd is .*, which no command line can give"):
+        flat_flags(RunConfig, {"env_kwargs": {"odd": value}})
