@@ -42,7 +42,7 @@ class UnknownEnvironmentError(ValueError):
 
 
 class EnvironmentArgumentError(ValueError):
-    """An environment's constructor does not take an argument; the message is its own."""
+    """An environment's constructor does not take an argument or its value; the message is its own."""
 
 
 def make_env(
@@ -76,7 +76,7 @@ def make_env(
 
     Raises:
         UnknownEnvironmentError: no such id, or another one of an Atari game; the message names the nearest one.
-        EnvironmentArgumentError: the constructor does not take an argument.
+        EnvironmentArgumentError: the constructor does not take an argument or its value.
     """
     require_known(env_id)
     kwargs, is_atari = env_kwargs or {}, env_id.startswith(ATARI_NAMESPACE)
@@ -96,7 +96,7 @@ def make_env(
 
     try:
         env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=wrapped, env_kwargs=kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         if not env_kwargs:
             raise
         raise EnvironmentArgumentError(f"{env_id} does not take {env_kwargs}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
+import train
 from agents.training.evaluation import evaluate_greedily
 from envs import EnvironmentArgumentError, UnknownEnvironmentError, make_env
 from envs.make_env import EVALUATION_LIMIT
@@ -116,6 +118,20 @@ def test_arguments_reach_the_constructor() -> None:
     env.close()
     with pytest.raises(EnvironmentArgumentError, match=r"Chain-v0 does not take .*'n_stats'"):
         make_env("Chain-v0", env_kwargs={"n_stats": 7})
+    with pytest.raises(
+        EnvironmentArgumentError, match=r"does not take .*: n_states is 1, but a chain needs at least 2"
+    ):
+        make_env("Chain-v0", env_kwargs={"n_states": 1})
+
+
+def test_a_value_that_the_constructor_refuses_is_one_sentence_of_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--env", "Chain-v0", "--env-kwargs.n-states", "1", "--run-dir", str(tmp_path / "run")]
+    assert train.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: Chain-v0 does not take {'n_states': 1}: n_states is 1")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
