@@ -174,7 +174,7 @@ class SparseKernel(nn.Module):
         )
 
     def leave_one_out(self, queries: Shaped[Tensor, "queries dim"] | None = None) -> Float[Tensor, "queries k targets"]:
-        """Closed-form leave-one-out errors of the neighbours of every query, [B, k, c], from the module's own sets."""
+        """Closed-form leave-one-out errors of every query's neighbours, [B, min(k, M), c], from the module's own sets."""
         queries = floating(self._own_or_given("points", queries, "queries"))
         features, targets = self._own_or_given("features", None), self._own_or_given("targets", None)
         check_sets(queries, features, targets)

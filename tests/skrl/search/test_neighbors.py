@@ -326,3 +326,13 @@ def test_distances_of_half_precision_do_not_overflow(dtype: torch.dtype) -> None
     neighbors, exact = (ExactSearch()(q, x, 4) for q, x in ((queries, features), (queries.double(), features.double())))
     assert neighbors.distances.dtype == torch.float32
     torch.testing.assert_close(neighbors.distances.double(), exact.distances, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("dim", [3, 20])
+def test_float64_tells_points_of_narrow_clumps_apart(dim: int) -> None:
+    """No one centre is near both clumps, and the rounding of float32 scores exceeds what their points differ by."""
+    side = torch.tensor([-1000.0, 1000.0]).repeat(200).unsqueeze(1)
+    features = side + 0.2 * torch.randn(400, dim, dtype=torch.float64)
+    queries = side[:40] + 0.2 * torch.randn(40, dim, dtype=torch.float64)
+    expected = torch.cdist(queries, features, compute_mode="donot_use_mm_for_euclid_dist").topk(8, largest=False)
+    assert torch.equal(ExactIndex(features).nearest(queries, 8)[0], expected.indices)
