@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from curves_results import Run, Runs, environments, unequal, variants
-from curves_scores import MEASURES, Tasks, common_tasks, strata, values
+from curves_scores import MEASURES, Tasks, balanced, common_tasks, strata, values
 from statistics_of_curves import (
     Interval,
     Scores,
@@ -82,7 +82,10 @@ def aggregate_section(runs: Runs, tasks: Tasks, baseline: str) -> str:
     note += f" Left out: {', '.join(left_out)}." if left_out else ""
     rows = []
     for variant in variants(runs, baseline):
-        row = [variant, str(sum(len(runs[env, variant]) for env in common))]
+        counted, finished = balanced(runs, tasks, variant), sum(len(runs[env, variant]) for env in common)
+        row = [variant, str(sum(map(len, counted.values())))]
+        if row[1] != str(finished):
+            note += f" Of {variant} {row[1]} of {finished} runs count, equally many of every environment."
         for measure in MEASURES.values():
             ours, theirs = (strata(runs, tasks, one, measure) for one in (variant, baseline))
             row.append(bracketed(stratified_interval(ours), 3))

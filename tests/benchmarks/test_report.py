@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra `plots`")
 import report
+from curves_results import read_runs
+from curves_scores import balanced
 from tasks import TASKS, Task, read_tasks
 
 STEPS = [100, 200, 300]
@@ -107,6 +109,20 @@ def test_figures_by_hand(finished: Path) -> None:
     _, pong = cells(text, "ALE/Pong-v5", "fast")[:2]
     assert pong == ["–", "–", "–", "–", "4", "–", "–"]
     assert "**Not finished:** ddqn on ALE/Pong-v5: seed 0, 1." in text
+
+
+def test_environments_weigh_the_same_whatever_their_seeds(write_run: WriteRun, grid: Path) -> None:
+    for seed in range(9):
+        write_run("ddqn", "CartPole-v1", seed, [475.0, 475.0, 475.0], 475.0)
+    for seed in (3, 8):
+        write_run("ddqn", "MountainCar-v0", seed, [-200.0, -200.0, -200.0], -200.0)
+    assert run(grid) == 0
+    text = (grid.parent / "results" / "made.md").read_text()
+    (aggregate,) = cells(text, "ddqn", "4")
+    assert aggregate[0].split()[0] == "0.500"
+    assert "Of ddqn 4 of 11 runs count, equally many of every environment." in text
+    runs = read_runs(grid)
+    assert [run.seed for run in balanced(runs, TASKS, "ddqn")["CartPole-v1"]] == [3, 8]
 
 
 def test_every_seed_and_evaluation_is_in_the_csv(finished: Path) -> None:
