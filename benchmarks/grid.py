@@ -12,6 +12,8 @@ from tasks import BUDGETS
 
 from agents.common.schema import ConfigError
 from agents.training.command_line import Flags
+from envs import UnknownEnvironmentError
+from envs.make_env import require_known
 
 AGENTS = ("ddqn", "kernel_ddqn")
 
@@ -87,8 +89,10 @@ class Grid:
         """Every cell, seed by seed, so that an interrupted study compares every variant on the same seeds.
 
         Raises:
-            ConfigError: a variant, a setting or a budget that `train.py` would refuse.
+            ConfigError: an environment, a variant, a setting or a budget that `train.py` would refuse.
         """
+        for env in self.envs:
+            _check_known(env)
         agents = self.agents if self.agents or self.variants else AGENTS
         variants = read_variants(agents, self.variants)
         settings = {env: flags | read_settings(self.overrides) for env, flags in self._budgets().items()}
@@ -111,3 +115,12 @@ class Grid:
         everywhere = {} if self.total_timesteps is None else {"total_timesteps": [str(self.total_timesteps)]}
         own = {env: {"total_timesteps": [steps]} for env, steps in budgets.items()}
         return {env: episodes | everywhere | own.get(env, {}) for env in self.envs}
+
+
+def _check_known(env: str) -> None:
+    if ":" in env:
+        return  # a module that lies beside train.py is found from there alone
+    try:
+        require_known(env)
+    except UnknownEnvironmentError as error:
+        raise ConfigError(str(error)) from error

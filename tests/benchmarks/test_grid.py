@@ -143,6 +143,7 @@ def test_budgets_and_overrides_have_their_order() -> None:
         (["--agents", "ddqn", "ddqn"], "two variants are called ddqn"),
         (["--agents", "a/b=ddqn"], "'a/b' is no label"),
         (["--budgets", "Pong=3"], "--budgets names Pong"),
+        (["--envs", "Chain-v0", "Chian-v0"], "unknown environment 'Chian-v0'; did you mean 'Chain-v0'"),
         (["--backend", "dask"], "belong together"),
         (["--backend", "dask", "--scheduler", "tcp://h:1", "--print-commands"], "--scheduler has no effect"),
         (["--variants", "nowhere.yaml"], "cannot read settings from nowhere.yaml"),
@@ -163,15 +164,15 @@ def test_a_wrong_grid_is_refused_before_anything_runs(
 
 def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "grid"
-    words = ["--agents", "ddqn", "--envs", "Chain-v0", "NoSuch-v0", "--seeds", "1", "--folder", str(folder)]
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "Pendulum-v1", "--seeds", "1", "--folder", str(folder)]
     quick = ["--total-timesteps", "60", "--eval-episodes", "1", "--overrides", "learning_starts=20"]
     assert learning_curves.main([*words, *quick]) == 1
     output = capsys.readouterr()
-    good, bad = folder / "ddqn" / "Chain-v0" / "seed0", folder / "ddqn" / "NoSuch-v0" / "seed0"
-    failed = "failed: ddqn NoSuch-v0 seed 0: exit status 2: train.py: unknown environment 'NoSuch-v0'"
+    good, bad = folder / "ddqn" / "Chain-v0" / "seed0", folder / "ddqn" / "Pendulum-v1" / "seed0"
+    failed = "failed: ddqn Pendulum-v1 seed 0: exit status 2: train.py: Pendulum-v1 has the action space Box"
     assert output.err.startswith(failed)
     assert output.err.endswith(f"; see {bad / 'log.txt'}\n")
-    assert "NoSuch" in (bad / "log.txt").read_text()
+    assert "needs Discrete actions" in (bad / "log.txt").read_text()
     assert "cells: 2, of which finished before: 0" in output.out
     assert "[2/2]" in output.out
     result = json.loads((good / "result.json").read_text())
