@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import torch
 
-from skrl.kernels.algebra import Kernel
 from skrl.modes import traced
 from skrl.shapes import Float, Shaped, Tensor
 
@@ -168,27 +167,6 @@ def check_ridge(ridge: Tensor | float) -> None:
         raise ValueError(
             f"ridge is {_shown(ridge)}, but must not be negative, and at most {largest:.1e}; "
             "0 interpolates, or lower the rate at which it is learned"
-        )
-
-
-def check_prior_variance(kernel: Kernel, points: Float[Tensor, "points dim"]) -> None:
-    """A radial kernel of the caller's own is at distance zero what it says, in the precision of the points.
-
-    Raises:
-        ValueError: it is not. Systems would fail to factorise, and answer with the prior.
-    """
-    if kernel.is_built_in or not kernel.is_radial or not looks_at(points):
-        return
-    with torch.no_grad():
-        value = float(kernel(points.new_zeros(1)))
-    if not 0.0 < value < math.inf:
-        raise ValueError(
-            f"{kernel!r} is {value:.4g} at distance zero, but must be positive and finite there; repair it"
-        )
-    if not math.isclose(value, kernel.prior_variance, rel_tol=1e-3):
-        raise ValueError(
-            f"{kernel!r} is {value:.4g} at distance zero, but its prior_variance is {kernel.prior_variance:.4g}; "
-            "divide the formula by its value at zero, or set prior_variance to it"
         )
 
 

@@ -15,7 +15,6 @@ from skrl.checks import (
     check_answer,
     check_lengthscale,
     check_neighbors,
-    check_prior_variance,
     check_ridge,
     check_rows,
     check_sets,
@@ -161,7 +160,6 @@ def sparse_kernel(
                 f"support was made of {tuple(support.points.shape)} features, but these are {tuple(features.shape)}; "
                 "make it again with make_support"
             )
-        check_prior_variance(kernel, support.points)
         read = _read
         if wants_gradient(queries, features, residuals, lengthscale, ridge) or learns(kernel, support.points):
             if carries_gradients(kernel, support.points):

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 import torch
 
 from skrl.kernels.algebra import Kernel
+from skrl.modes import traced
 from skrl.shapes import Float, Tensor
 
 
@@ -198,9 +199,11 @@ def make_kernel(kernel: str | Kernel, dim: int = 3) -> Kernel:
 
     Raises:
         TypeError: it is neither a kernel nor a name.
-        ValueError: the name is unknown; the message names the nearest one. The dimension is below 1.
+        ValueError: the name is unknown; the message names the nearest one. The dimension is below 1. A kernel of the
+            caller's own has another value at distance zero than it says.
     """
     if isinstance(kernel, Kernel):
+        _check_prior_variance(kernel)
         return kernel
     if not isinstance(kernel, str):
         raise TypeError(f"kernel is {kernel!r}, but must be a name or a Kernel; a class is to be called, as Matern32()")
@@ -208,3 +211,26 @@ def make_kernel(kernel: str | Kernel, dim: int = 3) -> Kernel:
         near = get_close_matches(kernel, KERNELS, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown kernel '{kernel}'; did you mean '{near}'? Known: {', '.join(KERNELS)}")
     return KERNELS[kernel].for_dimension(dim)
+
+
+def _check_prior_variance(kernel: Kernel) -> None:
+    """A radial kernel of the caller's own is at distance zero what it says, else systems fail, or answer wrongly.
+
+    Asked on a CPU, where nobody has to wait for the value; a kernel whose tensors lie elsewhere is not asked.
+    """
+    if kernel.is_built_in or not kernel.is_radial or traced():
+        return
+    with torch.no_grad():
+        try:
+            value = float(kernel(torch.zeros(1, device="cpu")))
+        except RuntimeError:
+            return
+    if not 0.0 < value < math.inf:
+        raise ValueError(
+            f"{kernel!r} is {value:.4g} at distance zero, but must be positive and finite there; repair it"
+        )
+    if not math.isclose(value, kernel.prior_variance, rel_tol=1e-3):
+        raise ValueError(
+            f"{kernel!r} is {value:.4g} at distance zero, but its prior_variance is {kernel.prior_variance:.4g}; "
+            "divide the formula by its value at zero, or set prior_variance to it"
+        )

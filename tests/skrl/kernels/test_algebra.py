@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from skrl import sparse_kernel
+from skrl import (
+    AveragingHead,
+    Novelty,
+    ResidualHead,
+    SparseKernel,
+    SparseKernelRegressor,
+    SupportMemory,
+    leave_one_out_loss,
+    make_kernel,
+    p_greedy,
+    sparse_kernel,
+    tune,
+)
 from skrl.kernels import Gaussian, Laplace, Matern52, Polynomial, WendlandC2
 from skrl.kernels.algebra import Kernel, Product, Scaled, Stretched, Sum
 
@@ -131,6 +144,34 @@ def test_a_kernel_of_ones_own_says_its_value_at_zero() -> None:
     said = type("Said", (Doubled,), {"prior_variance": 2.0})()
     expected = sparse_kernel(X, X, y, kernel=2.0 * Laplace())
     torch.testing.assert_close(sparse_kernel(X, X, y, kernel=said).mean, expected.mean)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda kernel: ResidualHead(2, 10, 3, kernel=kernel),
+        lambda kernel: AveragingHead(2, 10, 3, kernel=kernel),
+        lambda kernel: SparseKernel(kernel=kernel),
+        lambda kernel: SparseKernel(torch.rand(9, 2), kernel=kernel),
+        lambda kernel: tune(torch.rand(9, 2), torch.rand(9, 1), kernel),
+        lambda kernel: leave_one_out_loss(torch.rand(9, 2), torch.rand(9, 1), kernel, 1.0, 0.1, 4),
+        lambda kernel: p_greedy(torch.rand(9, 2), 4, kernel),
+        lambda kernel: Novelty(SupportMemory(1, 5, 2), kernel=kernel),
+        lambda kernel: SparseKernelRegressor(kernel=kernel).fit(torch.rand(9, 2), torch.rand(9)),
+    ],
+)
+def test_whoever_takes_a_kernel_asks_for_its_value_at_zero(take: Callable[[Kernel], object]) -> None:
+    with pytest.raises(ValueError, match=r"Doubled\(\) is 2 at distance zero, but its prior_variance is 1; divide"):
+        take(Doubled())
+    take(type("Said", (Doubled,), {"prior_variance": 2.0})())
+
+
+def test_a_kernel_that_cannot_be_asked_on_a_cpu_is_taken_at_its_word() -> None:
+    class Elsewhere(Kernel):
+        def __call__(self, r: torch.Tensor) -> torch.Tensor:
+            return r + torch.zeros(1, device="meta")
+
+    assert isinstance(make_kernel(Elsewhere()), Elsewhere)
 
 
 def test_kernels_of_the_package_are_told_from_others() -> None:
