@@ -57,12 +57,23 @@ def markdown(
 def provenance(runs: Runs, commands: Sequence[str]) -> str:
     """Commands, commits, machine and versions behind the runs."""
     every = [run for group in runs.values() for run in group]
-    commits = ", ".join(sorted({str(run.commit)[:12] + "-dirty" * str(run.commit).endswith("-dirty") for run in every}))
     packages = dict.fromkeys(name for run in every for name in run.versions)
     versions = ", ".join(f"{name} {_versions(every, name)}" for name in packages)
     shown = ", ".join(f"`{command}`" for command in commands) or "commands unknown"
     machines = " and ".join(dict.fromkeys(run.machine or "unknown machine" for run in every))
-    return f"{shown} · commit {commits} · {machines} · {versions}."
+    return f"{shown} · commit {_commits(every)} · {machines} · {versions}."
+
+
+def _commits(every: Sequence[Run]) -> str:
+    """The commit of all runs, or every one with the variants that it was measured on."""
+    measured: dict[str, set[str]] = {}
+    for run in every:
+        head, changed, _ = str(run.commit).partition("-dirty")
+        short = head[:12] + changed
+        measured.setdefault(short, set()).add(run.variant)
+    if len(measured) == 1:
+        return next(iter(measured))
+    return ", ".join(f"{commit} ({', '.join(sorted(measured[commit]))})" for commit in sorted(measured))
 
 
 def _versions(every: Sequence[Run], package: str) -> str:

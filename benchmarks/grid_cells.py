@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,6 +90,13 @@ class Cell:
         if not self.run_folder.result.exists():
             return "missing"
         return "stale" if self.differences() else "finished"
+
+    def commit(self) -> str | None:
+        """Commit of the finished run; None where it is not known."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found: str | None = json.loads(self.run_folder.result.read_text())["commit"]
+            return found
+        return None
 
     def differences(self) -> list[str]:
         """Settings in which the finished run is another one, as `name: theirs, now ours`."""

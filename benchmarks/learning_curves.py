@@ -22,6 +22,7 @@ from grid_workers import run_here
 from shown_command import shown_command
 
 from agents.common.schema import ConfigError
+from agents.training.provenance import commit
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,13 +53,17 @@ def run(grid: Grid, argv: Sequence[str]) -> int:
         return 0
     # Whatever lies in the folder of a cell without a result is of a run that was to be replaced.
     jobs = [cell.job(force=grid.redo) for cell in todo]
+    source = commit()
     outcomes = start(grid, jobs)
     note_command(grid.folder / "command.txt", argv)
-    print(f"cells: {len(cells)}, of which finished before: {len(cells) - len(jobs)}", flush=True)
-    status = watch(outcomes, Progress(jobs, skipped=len(cells) - len(jobs)))
+    finished = [cell for cell, state in zip(cells, states, strict=True) if state == "finished"]
+    others = sum(cell.commit() != source for cell in finished)
+    how = f", of which {others} by other commits" if others else ""
+    print(f"cells: {len(cells)}, of which finished before: {len(finished)}{how}", flush=True)
+    status = watch(outcomes, Progress(jobs, skipped=len(finished)))
     # A run that an interrupted grid left behind may have ended first, and its result was taken for the one asked for.
-    if others := [cell for cell in todo if cell.state() == "stale"]:
-        print(f"failed: {stale_message(others)}", file=sys.stderr)
+    if beaten := [cell for cell in todo if cell.state() == "stale"]:
+        print(f"failed: {stale_message(beaten)}", file=sys.stderr)
         return 1
     return status
 

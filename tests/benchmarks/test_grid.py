@@ -223,6 +223,22 @@ def test_published_cells_are_still_what_their_command_says(name: str, capsys: py
     assert capsys.readouterr().out == ""
 
 
+def test_cells_that_another_commit_finished_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = Grid(agents=("ddqn",), envs=("Chain-v0",), seeds=3, folder=tmp_path).cells()
+    for cell, result in zip(cells, ('{"commit": "here"}', '{"commit": "there"}', "old"), strict=True):
+        cell.run_folder.path.mkdir(parents=True)
+        cell.run_folder.config.write_text(dump_config(cell.config()))
+        cell.run_folder.result.write_text(result)
+    monkeypatch.setattr(learning_curves, "commit", lambda: "here")
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "--folder", str(tmp_path), "--seeds"]
+    assert learning_curves.main([*words, "3"]) == 0
+    assert "cells: 3, of which finished before: 3, of which 2 by other commits\n" in capsys.readouterr().out
+    assert learning_curves.main([*words, "1"]) == 0
+    assert "cells: 1, of which finished before: 1\n" in capsys.readouterr().out
+
+
 def test_redo_replaces_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -256,7 +256,8 @@ def test_seconds_of_different_origin_make_no_ratio(write_run: WriteRun, grid: Pa
     text = (grid.parent / "results" / "made.md").read_text()
     assert "· x86_64, 2 cores and arm64, 8 cores ·" in text
     assert "unknown machine" not in text
-    assert "abc-dirty" in text
+    commits = "None (ddqn, same), abc-dirty (ddqn, same), abcdef012345 (ddqn, elsewhere, same), fedcba (later)"
+    assert f"commit {commits} ·" in text
     assert all(cells(text, env, "same")[1][-2] == "–" for env in ("Acrobot-v1", "MountainCar-v0"))
     ratios = {name: cells(text, "CartPole-v1", name)[1][-2] for name in ("ddqn", "same", "elsewhere", "later")}
     assert ratios == {"ddqn": "1", "same": "3.00", "elsewhere": "–", "later": "–"}
