@@ -21,7 +21,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
-from tasks import BUDGETS
+from tasks import ENVIRONMENTS
 
 from agents import KernelDQNPolicy, attach_kernel_head
 from agents.common.atomic_save import atomic_write
@@ -43,7 +43,7 @@ class Attach:
     agents: tuple[str, ...] = ("ddqn", "dqn")
     """Agents whose models are attached to, at their configured settings."""
 
-    envs: tuple[str, ...] = tuple(BUDGETS)
+    envs: tuple[str, ...] = ENVIRONMENTS
     """Environments, each with the settings of its configuration."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)

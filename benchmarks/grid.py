@@ -8,7 +8,7 @@ from typing import Literal
 
 from grid_cells import ROOT, Cell
 from grid_variants import read_settings, read_variants, split_pairs
-from tasks import BUDGETS
+from tasks import ENVIRONMENTS
 
 from agents.common.schema import ConfigError
 from agents.training.command_line import Flags
@@ -16,6 +16,7 @@ from envs import UnknownEnvironmentError
 from envs.make_env import require_known
 
 AGENTS = ("ddqn", "kernel_ddqn")
+JOBS = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Grid:
     variants: Path | None = None
     """YAML file of further variants, each label with its settings: `benchmarks/ablations.yaml`."""
 
-    envs: tuple[str, ...] = tuple(BUDGETS)
+    envs: tuple[str, ...] = ENVIRONMENTS
     """Environments."""
 
     seeds: int = 5
@@ -50,8 +51,8 @@ class Grid:
     eval_episodes: int = 5
     """Greedy episodes of every evaluation during training; the final one has 20."""
 
-    jobs: int = 2
-    """Runs at the same time on this machine, each with one thread."""
+    jobs: int | None = None
+    """Runs at the same time on this machine, each with one thread; 2 when left out."""
 
     backend: Literal["processes", "dask"] = "processes"
     """Where the runs go: processes of this machine, or the workers of a dask cluster."""
@@ -74,12 +75,17 @@ class Grid:
         if not self.envs:
             raise ConfigError("--envs names no environment; name one, or leave it out for the four of classic control")
         for name in ("seeds", "jobs", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must be at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}, but must be at least 1")
         if self.first_seed < 0:
             raise ConfigError(f"--first-seed is {self.first_seed}, but must be at least 0")
         if (self.backend == "dask") != (self.scheduler is not None):
             raise ConfigError("--backend dask and --scheduler tcp://HOST:8786 belong together; give both or neither")
+        if self.backend == "dask" and self.jobs is not None:
+            raise ConfigError(
+                "with --backend dask the workers decide how many runs there are at once, so that --jobs has no effect; "
+                "leave it out, and start as many workers (--nworkers)"
+            )
         if self.print_commands and self.scheduler is not None:
             raise ConfigError(
                 "--print-commands starts nothing, so that --scheduler has no effect; leave one of them out"

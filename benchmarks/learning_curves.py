@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tyro
-from grid import Grid
+from grid import JOBS, Grid
 from grid_cells import Cell
 from grid_jobs import ONE_THREAD, Job, Outcome
 from grid_progress import Progress
@@ -76,7 +76,7 @@ def start(grid: Grid, jobs: Sequence[Job]) -> Iterator[Outcome]:
         OSError: no scheduler answers.
     """
     if grid.scheduler is None:
-        return run_here(jobs, grid.jobs)
+        return run_here(jobs, grid.jobs or JOBS)
     try:
         cluster = importlib.import_module("grid_cluster")
     except ModuleNotFoundError as error:

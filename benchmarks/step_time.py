@@ -20,13 +20,15 @@ from shown_command import shown_command
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from tasks import BUDGETS
+from tasks import ENVIRONMENTS
 
 from agents.common.schema import ConfigError
+from agents.training.config import RunConfig
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
 from agents.training.settings import resolve
-from envs import make_env
+from envs import UnknownEnvironmentError, make_env
+from envs.make_env import require_known
 
 WARM_UP = 1500
 """Steps of the throw-away agents: enough for every loop of a refresh to have been called."""
@@ -42,7 +44,7 @@ class StepTime:
     baseline: str = "ddqn"
     """Agent that it is compared with."""
 
-    envs: tuple[str, ...] = tuple(BUDGETS)
+    envs: tuple[str, ...] = ENVIRONMENTS
     """Environments, each with the settings of its configuration."""
 
     share: float = 1.0
@@ -55,13 +57,18 @@ class StepTime:
     """Where step_time.json goes; a trial belongs elsewhere."""
 
 
+def configured(agent: str, env: str) -> RunConfig:
+    """The configured settings of the agent."""
+    return resolve({"agent": [agent], "env": [env], "device": ["cpu"]})
+
+
 def make_model(agent: str, env: str) -> OffPolicyAlgorithm:
     """The agent at its configured settings, silent.
 
     Raises:
         ConfigError: it learns from whole rollouts, so that a number of steps says nothing of its time.
     """
-    config = resolve({"agent": [agent], "env": [env], "device": ["cpu"]})
+    config = configured(agent, env)
     model = build_model(config, make_env(env, n_envs=config.n_envs, seed=0))
     if not isinstance(model, OffPolicyAlgorithm):
         raise ConfigError(f"{agent} learns from whole rollouts, not step by step; compare agents with a replay buffer")
@@ -108,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     source = commit()
     try:
         rows = measure(settings)
-    except ConfigError as error:
+    except (ConfigError, UnknownEnvironmentError) as error:
         print(f"step_time.py: {error}", file=sys.stderr)
         return 2
     report = {
@@ -123,33 +130,46 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def round_steps(settings: StepTime, env: str) -> int:
+def round_steps(settings: StepTime, env: str, budget: int) -> int:
     """Environment steps of a round.
 
+    Args:
+        settings: what to time.
+        env: the environment.
+        budget: environment steps that the agent learns from.
+
     Raises:
-        ConfigError: the budget of the environment is not known, or a round would be empty.
+        ConfigError: a round would be empty.
     """
-    if env not in BUDGETS:
-        raise ConfigError(f"the budget of {env} is not known; choose among {', '.join(BUDGETS)}")
-    steps = int(BUDGETS[env] * settings.share) // settings.rounds
+    steps = int(budget * settings.share) // settings.rounds
     if steps < 1:
         raise ConfigError(
-            f"--share {settings.share:g} of {env}'s {BUDGETS[env]:,} steps leaves none for each of {settings.rounds} "
+            f"--share {settings.share:g} of {env}'s {budget:,} steps leaves none for each of {settings.rounds} "
             "rounds; take a larger share or fewer --rounds"
         )
     return steps
 
 
 def measure(settings: StepTime) -> dict[str, dict[str, Any]]:
-    """Milliseconds of a step of both agents, and their ratio, by environment."""
-    steps_of = {env: round_steps(settings, env) for env in settings.envs}
+    """Milliseconds of a step of both agents, and their ratio, by environment.
+
+    Raises:
+        ConfigError: there is nothing to compare, or an agent cannot be timed so.
+        UnknownEnvironmentError: there is no such environment.
+    """
+    if settings.agent == settings.baseline:
+        raise ConfigError(f"--agent and --baseline are both {settings.agent}; name two agents to compare")
+    for env in settings.envs:
+        require_known(env)
+    budgets = {env: configured(settings.agent, env).total_timesteps for env in settings.envs}
+    steps_of = {env: round_steps(settings, env, budget) for env, budget in budgets.items()}
     rows = {}
     for env, steps in steps_of.items():
         # Throw-away agents first: the compiled loops are translated once per installation, not once per step.
         throw_away = [make_model(name, env) for name in (settings.agent, settings.baseline)]
         seconds_per_round(throw_away, WARM_UP, rounds=1, budget=WARM_UP)
         models = [make_model(name, env) for name in (settings.agent, settings.baseline)]
-        seconds = seconds_per_round(models, steps, settings.rounds, BUDGETS[env])
+        seconds = seconds_per_round(models, steps, settings.rounds, budgets[env])
         mine, theirs = 1e3 * seconds.sum(0) / (steps * settings.rounds)
         rows[env] = {
             "steps": steps * settings.rounds,

@@ -1,4 +1,4 @@
-"""What is known of the benchmark environments: budgets, and the returns between which scores are normalised."""
+"""What is known of the benchmark environments: the returns between which scores are normalised."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ class Task(NamedTuple):
         return (mean_return - self.random_return) / (self.threshold - self.random_return)
 
 
-BUDGETS = {"CartPole-v1": 10_000, "Acrobot-v1": 10_000, "MountainCar-v0": 15_000, "LunarLander-v3": 20_000}
-"""Environment steps, as `configs/` has them."""
-
 TASKS = {
     "CartPole-v1": Task(22.0, 475.0),
     "Acrobot-v1": Task(-500.0, -90.0),
@@ -29,6 +26,9 @@ TASKS = {
     "LunarLander-v3": Task(-185.0, 180.0),
 }
 """Random returns are means of 200 to 2,000 episodes, rounded."""
+
+ENVIRONMENTS = tuple(TASKS)
+"""What the scripts run when they are asked for nothing else."""
 
 
 def read_tasks(words: tuple[str, ...]) -> dict[str, Task]:

@@ -146,6 +146,8 @@ def test_budgets_and_overrides_have_their_order() -> None:
         (["--envs", "Chain-v0", "Chian-v0"], "unknown environment 'Chian-v0'; did you mean 'Chain-v0'"),
         (["--backend", "dask"], "belong together"),
         (["--backend", "dask", "--scheduler", "tcp://h:1", "--print-commands"], "--scheduler has no effect"),
+        (["--backend", "dask", "--scheduler", "tcp://h:1", "--jobs", "4"], "--jobs has no effect"),
+        (["--jobs", "0"], "--jobs is 0, but must be at least 1"),
         (["--variants", "nowhere.yaml"], "cannot read settings from nowhere.yaml"),
     ],
 )

@@ -32,7 +32,8 @@ def test_schedules_are_those_of_the_whole_budget() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--envs", "CartPole-v0"], "the budget of CartPole-v0 is not known"),
+        (["--envs", "CartPoel-v1"], "unknown environment 'CartPoel-v1'; did you mean 'CartPole-v1'"),
+        (["--agent", "ddqn"], "--agent and --baseline are both ddqn"),
         (["--envs", "CartPole-v1", "--share", "0.0001"], "leaves none for each of 10 rounds"),
     ],
 )
