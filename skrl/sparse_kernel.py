@@ -231,8 +231,13 @@ class SparseKernel(nn.Module):
         parts = [] if self.features is None else ["supports={}, dim={}".format(*self.features.shape)]
         parts += [f"kernel={self.kernel}, k={self.k}, localisation={self.localisation}"]
         for name, value in (("lengthscale", self.lengthscale), ("ridge", self.ridge)):
-            if value is not None:
-                parts.append(f"{name}=" + (f"{value.item():.4g}" if value.dim() == 0 else f"{len(value)} values"))
+            if value is None:
+                continue
+            if value.dim() > 0:
+                parts.append(f"{name}={len(value)} values")
+            else:
+                # An accelerator would have to wait for a look, and the meta device has nothing to show.
+                parts.append(f"{name}={value.item():.4g}" if value.is_cpu else f"{name} on {value.device}")
         return ", ".join(parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseKernel:
@@ -320,6 +325,11 @@ class SparseKernel(nn.Module):
         features, targets, lengthscale, ridge = self.features, self.targets, self.lengthscale, self.ridge
         if features is None or targets is None or lengthscale is None or ridge is None or not isinstance(self.k, int):
             return None
+        # Settings may have been assigned or written to since the constructor looked at them.
+        check_sets(None, features, targets)
+        check_neighbors(self.k, len(features))
+        check_ridge(ridge)
+        check_localisation(self.localisation)
         kernel = make_kernel(self.kernel, max(1, features.shape[1]))
         support = self._supports.support(features, lengthscale, self.search)
         if not FewQueries.is_possible(support, targets, kernel):

@@ -490,6 +490,12 @@ def test_module_shows_its_settings() -> None:
     assert "(kernel=matern32, k=5, localisation=hard)" in repr(SparseKernel(k=5))
 
 
+@pytest.mark.parametrize("learn", [False, True])
+def test_text_of_what_lies_on_no_cpu(learn: bool) -> None:
+    text = repr(module(data(), learn_kernel=learn).to("meta"))
+    assert "lengthscale on meta, ridge on meta" in text
+
+
 # Bad input
 
 
@@ -625,3 +631,12 @@ def test_settings_keep_their_precision(convert: Callable[[nn.Module], nn.Module]
     )
     assert sparse.lengthscale.item() == pytest.approx(1e5, rel=1e-5)
     assert sparse.ridge.item() == pytest.approx(1e-8, rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dim", [3, 12])
+def test_queries_beyond_the_precision_read_the_prior_without_a_warning(dim: int, rows: int) -> None:
+    sparse = SparseKernel(torch.randn(30, dim), torch.randn(30, 2), lengthscale=1e-3, ridge=0.1)
+    mean, variance = sparse.predict(torch.full((rows, dim), 3e38))
+    assert not mean.any()
+    assert (variance == 1.0).all()

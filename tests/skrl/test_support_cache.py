@@ -136,6 +136,29 @@ def test_another_setting_is_seen(change: str, count: int) -> None:
     torch.testing.assert_close(sparse(QUERIES[:count]), fresh(QUERIES[:count]))
 
 
+WRONG_SETTINGS: dict[str, tuple[Callable[[SparseKernel], Any], str]] = {
+    "negative ridge": (lambda sparse: sparse.ridge.fill_(-5.0), "ridge is -5.0, but must not be negative"),  # type: ignore[union-attr]
+    "ridge that is no number": (lambda sparse: sparse.ridge.fill_(torch.nan), "ridge is nan"),  # type: ignore[union-attr]
+    "unknown localisation": (lambda sparse: setattr(sparse, "localisation", "soft"), "localisation is 'soft'"),
+    "no neighbours": (lambda sparse: setattr(sparse, "k", 0), "k is 0, but must be positive"),
+    "fewer than none": (lambda sparse: setattr(sparse, "k", -2), "k is -2, but must be positive"),
+    "fewer targets": (lambda sparse: setattr(sparse, "targets", torch.zeros(3, 2)), "equally many points"),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_SETTINGS)
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_wrong_setting_is_refused_whenever_it_came(change: str, count: int) -> None:
+    sparse = sparse_module()
+    sparse(QUERIES[:count])
+    spoil, message = WRONG_SETTINGS[change]
+    spoil(sparse)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            sparse(QUERIES[:count])
+
+
 def test_another_tensor_at_the_same_address_is_another_tensor() -> None:
     """Memory that is let go is soon handed out again."""
     sparse = sparse_module()
