@@ -36,9 +36,18 @@ def compiled(function: Function) -> Function:
 
     Reassociation lets reductions use vector units; NaN and infinity keep their meaning.
     """
+    return _translated(function, {"reassoc", "contract", "nsz", "arcp"})
+
+
+def compiled_exactly(function: Function) -> Function:
+    """The same, with every operation rounded as written."""
+    return _translated(function, False)
+
+
+def _translated(function: Function, fastmath: set[str] | bool) -> Function:
     if not AVAILABLE:
         return function
-    translate = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", nogil=True)(function)
+    translate = numba.njit(fastmath=fastmath, error_model="numpy", nogil=True)(function)
     # Where neither the package nor the user's cache folder can be written, every process translates anew.
     with suppress(RuntimeError):
         translate.enable_caching()

@@ -15,7 +15,7 @@ from skrl.search import exact
 from skrl.search.exact import ExactIndex, inner_products
 from skrl.search.neighbors import Localisation
 from skrl.shapes import Float, Tensor
-from skrl.solve.compiled_kernels import CODES, MAX_DISTANCES, predict_few
+from skrl.solve.compiled_kernels import CODES, MAX_DISTANCES, predict_few, scale_rows
 from skrl.solve.local_solve import JITTERS, Prediction
 
 
@@ -88,7 +88,7 @@ class FewQueries:
         rows, dtype = len(queries), self.points.dtype
         mean, variance = np.empty((rows, self.targets.shape[1]), dtype), np.empty(rows, dtype)
         scaled = np.zeros((rows, self.width), dtype)
-        scaled[:, : self.dim] = (queries.numpy() - self.origin) / self.scale
+        scale_rows(queries.contiguous().numpy(), self.origin, self.scale, scaled)
         products = np.empty((0, 0), dtype) if self.tiled else inner_products(self.points, scaled)
         finite = predict_few(
             self.code, self.ridge, self.k, self.windowed, scaled, products, self.columns, self.half_norms,

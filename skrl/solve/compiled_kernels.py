@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from skrl.compiling import Array, compiled
+from skrl.compiling import Array, compiled, compiled_exactly
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import Gaussian, InverseMultiquadric, Laplace, Matern32, Matern52
 from skrl.search.compiled_search import search_rows, select_rows
@@ -66,6 +66,21 @@ def solve_few(
         for i in range(row.shape[0]):
             row[i] = kernel_value(code, row[i] / lengthscale)
     solve_rows(distances, windows, mask, 1.0, ridge, jitters, weights, variance, jittered, failed)
+
+
+@compiled_exactly
+def scale_rows(queries: Array, origin: Array, scale: Array, scaled: Array) -> None:
+    """Queries in units of the lengthscale; what exceeds the precision is infinite, without the warnings of numpy.
+
+    Args:
+        queries: [B, d].
+        origin: [d].
+        scale: ℓ, [d].
+        scaled: receives (z − origin) / ℓ in its first d columns, [B, ≥ d].
+    """
+    for b in range(queries.shape[0]):
+        for c in range(queries.shape[1]):
+            scaled[b, c] = (queries[b, c] - origin[c]) / scale[c]
 
 
 @compiled
