@@ -103,10 +103,13 @@ def check_neighbors(k: int, points: int) -> None:
     """At least one neighbour, and no larger system than memory holds; more neighbours than points are all points.
 
     Raises:
-        TypeError: k is not a whole number.
+        TypeError: k is not one whole number.
         ValueError: k is out of range.
     """
-    as_neighbors(k)
+    if isinstance(as_neighbors(k), tuple):
+        raise TypeError(
+            f"k is {k!r}, but must be one whole number here; skrl.tune and SparseKernel choose one of several"
+        )
     if k < 1:
         raise ValueError(f"k is {k}, but must be positive: a prediction needs at least 1 neighbour")
     if min(k, points) > MAX_NEIGHBORS:

@@ -190,11 +190,14 @@ def leave_one_out_loss(
         A scalar; zero without supports.
 
     Raises:
-        ValueError: shapes do not match, k, lengthscale or ridge is out of range, or, on a CPU, a row is not finite.
+        ValueError: shapes do not match, k, lengthscale, ridge or probes is out of range, or, on a CPU, a row is not
+            finite.
     """
     check_sets(None, features, residuals)
     check_neighbors(k, len(features))
     check_ridge(ridge)
+    if probes < 1:
+        raise ValueError(f"probes is {probes}, but must be at least 1: a loss is a mean over the probes")
     kernel = make_kernel(kernel, max(1, features.shape[1]))
     features, residuals = precise(features), precise(residuals)
     check_rows("targets without prior_mean", residuals)

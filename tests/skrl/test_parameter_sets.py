@@ -433,6 +433,14 @@ def test_neighbours_that_are_no_whole_number_are_refused(k: object) -> None:
         SparseKernel(k=k)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("k", [(4, 8), [4]])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_function_chooses_among_no_neighbours(k: object) -> None:
+    data = sets()
+    with pytest.raises(TypeError, match=r"k is [(\[]4.*, but must be one whole number here; .* choose one of several"):
+        sparse_kernel(data.points, data.features, data.targets, k=k)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["lengthscale", "ridge"])
 def test_a_setting_that_wants_a_gradient_is_refused(name: str) -> None:
     """A module would keep it fixed without a word."""

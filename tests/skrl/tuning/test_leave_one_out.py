@@ -15,6 +15,7 @@ from skrl.functional import sparse_kernel
 from skrl.kernels import Gaussian, Kernel, Matern32, Matern52, Polynomial
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation
+from skrl.sparse_kernel import SparseKernel
 from skrl.tuning import tune
 from skrl.tuning.leave_one_out import Objective, column_scales, leave_one_out_loss, nearest_others, probe_rows
 
@@ -189,6 +190,15 @@ def test_unknown_names_are_explained() -> None:
     for name, expected in (("objective", "error, likelihood"), ("localisation", "hard, continuous")):
         with pytest.raises(ValueError, match=f"{name} is 'x', but must be one of {expected}"):
             leave_one_out_loss(features, targets, Matern32(), 1.0, 0.1, 4, **{name: "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("probes", [0, -1])
+def test_a_loss_needs_probes(probes: int) -> None:
+    features, targets = data()
+    with pytest.raises(ValueError, match=f"probes is {probes}, but must be at least 1"):
+        leave_one_out_loss(features, targets, Matern32(), 1.0, 0.1, 4, probes=probes)
+    with pytest.raises(ValueError, match=f"probes is {probes}, but must be at least 1"):
+        SparseKernel(features, targets, lengthscale=1.0, ridge=0.1).leave_one_out_loss(probes=probes)
 
 
 # Gradients
