@@ -130,7 +130,7 @@ def sparse_kernel(
         ridge: λ ≥ 0.
         k: neighbours per query.
         localisation: "hard", or "continuous", whose prediction does not jump where the neighbours change.
-        prior_mean: m; zero when left out.
+        prior_mean: m; zero when left out. It is asked in the precision of the features.
         search: how neighbours are found; exact by default.
         support: the features made ready before, with the same lengthscale and search, to save that work.
 
@@ -169,7 +169,7 @@ def sparse_kernel(
         elif fuses(kernel, k, support.points, ridge):
             read = _read_fused
         mean, variance = read(queries, features, residuals, support, kernel, lengthscale, ridge, k, localisation)
-    prior = None if prior_mean is None else prior_mean(queries)
+    prior = None if prior_mean is None else prior_mean(queries.to(features.dtype))
     mean = (mean if prior is None else mean + prior).to(queries.dtype)
     check_answer(mean, prior, residuals, targets)
     return Prediction(mean, variance.to(queries.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import skrl.functional
 import skrl.search.exact
-from skrl import KERNELS, Prediction, compiling, make_kernel, sparse_kernel
+from skrl import KERNELS, Prediction, SparseKernel, compiling, make_kernel, sparse_kernel
 from skrl.functional import make_support
 from skrl.kernels import Kernel
 from skrl.kernels.distances import DIFFERENCES_DIM
@@ -276,6 +277,17 @@ def test_a_prior_mean_that_is_not_finite_is_named(value: float) -> None:
 
         with pytest.raises(ValueError, match=f"prior_mean at {name} row {row} is not finite"):
             sparse_kernel(*data, prior_mean=prior, k=25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_prior_mean_is_asked_in_the_precision_of_the_features(dtype: torch.dtype) -> None:
+    data, network = sets(), nn.Linear(3, 2, dtype=dtype)
+    given = Sets(data.queries.double(), data.features.to(dtype), data.targets.to(dtype))
+    answer = sparse_kernel(*given, prior_mean=network)
+    assert answer.mean.dtype is torch.float64
+    expected = sparse_kernel(*given.to(torch.float64), prior_mean=nn.Linear.double(copy.deepcopy(network)))
+    assert_near(answer, expected, 1e-2 if dtype is torch.float16 else 1e-4)
+    assert SparseKernel(*given[1:], prior_mean=network)(given.queries).dtype is torch.float64
 
 
 def test_a_prior_mean_works_under_autocast() -> None:
