@@ -90,6 +90,8 @@ def make_env(
         kwargs = {**kwargs, "max_episode_steps": max_episode_steps * (REPEATED_FRAMES if is_atari else 1)}
 
     def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        if max_episode_steps is None and env.spec is not None and isinstance(env.unwrapped, tabular.TabularEnv):
+            _check_limit(env.unwrapped, env.spec.max_episode_steps)
         if is_atari:
             env = AtariWrapper(env, frame_skip=REPEATED_FRAMES, clip_reward=not evaluation)
         return EpisodeQuota(env) if evaluation else env
@@ -121,6 +123,15 @@ def require_known(env_id: str) -> None:
         raise UnknownEnvironmentError(
             f"environment '{env_id}' is an Atari game, but only an id that begins with '{ATARI_NAMESPACE}' brings the "
             f"preprocessing and the settings for one; use '{_preprocessed_id(name)}'"
+        )
+
+
+def _check_limit(env: tabular.TabularEnv, limit: int | None) -> None:
+    """Refuse a size whose end no episode reaches; who gives a limit of their own has chosen it."""
+    if limit is not None and (steps := env.steps_to_end()) > limit:
+        raise ValueError(
+            f"its end is {steps} steps away, but an episode has {limit}; give max_episode_steps of {steps} or more, "
+            "or a smaller size"
         )
 
 

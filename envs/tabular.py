@@ -108,6 +108,14 @@ class TabularEnv(gym.Env[Any, np.int64]):
         )
         self.state = 0
 
+    def steps_to_end(self) -> int:
+        """Fewest steps from state 0 to a terminal state."""
+        possible = self.mdp.transitions.max(axis=1) > 0.0
+        steps, reached = 0, np.arange(len(possible)) == 0
+        while not reached[self.mdp.terminals].any():
+            steps, reached = steps + 1, possible[reached].any(axis=0)
+        return steps
+
     def optimal_q(self, gamma: float) -> NDArray[np.float64]:
         """Q*, [states, actions], for the discount factor `gamma` per step."""
         return value_iteration(self.mdp.transitions, self.mdp.rewards, gamma)

@@ -124,6 +124,14 @@ def test_arguments_reach_the_constructor() -> None:
         make_env("Chain-v0", env_kwargs={"n_states": 1})
 
 
+def test_a_size_whose_end_no_episode_reaches_is_refused() -> None:
+    with pytest.raises(EnvironmentArgumentError, match="its end is 101 steps away, but an episode has 100"):
+        make_env("Chain-v0", env_kwargs={"n_states": 102})
+    make_env("Chain-v0", env_kwargs={"n_states": 101}).close()
+    make_env("Chain-v0", env_kwargs={"n_states": 102}, max_episode_steps=101).close()
+    make_env("Chain-v0", max_episode_steps=2, evaluation=True).close()
+
+
 def test_a_value_that_the_constructor_refuses_is_one_sentence_of_train(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

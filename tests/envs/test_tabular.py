@@ -56,6 +56,13 @@ def test_the_deep_sea_pays_one_sequence_of_actions_and_repeating_one_is_no_help(
     assert env.optimal_q(1.0)[0].max() == pytest.approx(1.0 - 0.06)
 
 
+def test_the_end_is_as_far_as_it_looks() -> None:
+    assert ChainEnv(102).steps_to_end() == 101
+    assert ChainEnv(5, slip=0.3).steps_to_end() == 4
+    assert GridWorldEnv(rows=3, columns=5).steps_to_end() == 2 + 4
+    assert DeepSeaEnv(7).steps_to_end() == 7
+
+
 def test_values_satisfy_the_bellman_equation_with_slips() -> None:
     env = ChainEnv(6, slip=0.2)
     values = env.optimal_q(GAMMA)
