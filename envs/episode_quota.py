@@ -14,7 +14,7 @@ class EpisodeQuota(gym.Wrapper[Any, Any, Any, Any]):
     others, which nobody counts, until the longest has ended. Without a quota nothing is changed.
 
     Args:
-        env: the environment, inside SB3's `Monitor`.
+        env: SB3's `Monitor` around the environment.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

@@ -19,7 +19,8 @@ import train
 from agents.training.video import as_picture, play_episode
 from envs import make_env
 
-# Programs from end to end take twice as long with checks of shapes, which the tests of their parts make.
+# Evaluations take longer with checks of shapes, which the tests of their parts make. The runs that a module shares are
+# trained before this holds, with them.
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 SHORT = ["--env", "CartPole-v1", "--total-timesteps", "200", "--no-progress-bar"]

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+import curves_plots
 import report
 from curves_results import read_runs
 from curves_scores import balanced
+from matplotlib.figure import Figure
 from tasks import TASKS, Task, read_tasks
 
 STEPS = [100, 200, 300]
@@ -157,6 +159,34 @@ def test_figures_are_drawn_and_repeat(finished: Path) -> None:
     assert b"P(better than ddqn)" in first["made_intervals.svg"]
     assert run(finished) == 0
     assert {name: (results / name).read_bytes() for name in names} == first
+
+
+def test_figures_show_the_figures(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(curves_plots, "save", lambda figure, stem: drawn.update({stem.name: figure}))
+    assert run(finished) == 0
+    curves = {panel.get_title(): panel for panel in drawn["made"].axes}
+    assert set(curves) == {"ALE/Pong-v5", "CartPole-v1", "MountainCar-v0"}
+    slow, fast, threshold = curves["CartPole-v1"].lines
+    assert (slow.get_color(), fast.get_color()) == (curves_plots.BASELINE_COLOUR, curves_plots.COLOURS[0])
+    assert slow.get_xdata() == pytest.approx(STEPS)
+    assert slow.get_ydata() == pytest.approx([22.0, 22.0, 248.5])
+    assert fast.get_ydata() == pytest.approx([22.0, 475.0, 475.0])
+    assert list(threshold.get_ydata()) == [475.0, 475.0]
+    _, halved, _ = curves["MountainCar-v0"].lines
+    assert halved.get_ydata() == pytest.approx([-200.0, -200.0, -157.5])
+    band = curves["MountainCar-v0"].collections[1].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (-200.0, -115.0)
+    # As in the tables: AUC 0.500 [0.333, 0.500], P 0.88 [0.75, 1.00].
+    scores, chances = drawn["made_intervals"].axes[:2]
+    bar = scores.patches[1]
+    assert (bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) == pytest.approx((1, 1 / 3, 1 / 6))
+    assert scores.collections[1].get_segments()[0][:, 0] == pytest.approx([0.5, 0.5])
+    (chance,) = chances.patches
+    assert (chance.get_x(), chance.get_width()) == pytest.approx((0.75, 0.25))
+    assert chances.collections[0].get_segments()[0][0] == pytest.approx([0.875, 0.7])
+    for figure in drawn.values():
+        curves_plots.plt.close(figure)
 
 
 def test_more_variants_than_colours_draw_no_curves(write_run: WriteRun, grid: Path) -> None:
