@@ -6,8 +6,12 @@ import itertools
 import json
 import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -33,6 +37,28 @@ open("{own}", "w").close()
 while len(os.listdir("{meeting}")) < {count}:
     assert time.time() < late, "the others have not begun"
     time.sleep(0.01)
+"""
+
+INTERRUPTED = """
+import sys
+from dataclasses import replace
+sys.path.insert(0, sys.argv[1])
+import grid_cells, learning_curves
+real = grid_cells.Cell.job
+stub = (sys.executable, "-S", "-c", sys.argv[2], sys.argv[3])
+grid_cells.Cell.job = lambda cell, **how: replace(real(cell, **how), command=stub)
+sys.exit(learning_curves.main(sys.argv[4:]))
+"""
+# As train.py, it takes its time after an interrupt, to save what it has learned.
+SAVING = """
+import sys, time
+try:
+    with open(sys.argv[1], "a") as starts:
+        starts.write("started\\n")
+    time.sleep(60.0)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    sys.exit(130)
 """
 
 
@@ -394,6 +420,40 @@ def test_jobs_run_side_by_side(tmp_path: Path) -> None:
     outcomes = list(run_here(jobs, at_once=len(names)))
     assert {outcome.job.name for outcome in outcomes} == set(names)
     assert not any(outcome.failure for outcome in outcomes)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to a group of processes")
+def test_an_interrupt_of_a_grid_starts_no_further_job(tmp_path: Path) -> None:
+    starts = tmp_path / "starts.txt"
+    words = [
+        "--agents",
+        "ddqn",
+        "--envs",
+        "Chain-v0",
+        "--seeds",
+        "6",
+        "--jobs",
+        "2",
+        "--folder",
+        str(tmp_path / "grid"),
+    ]
+    command = [sys.executable, "-c", INTERRUPTED, str(BENCHMARKS), SAVING, str(starts), *words]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as grid:
+        try:
+            late = time.monotonic() + 60.0
+            while not starts.exists() or starts.read_text().count("started") < 2:
+                assert grid.poll() is None
+                assert time.monotonic() < late, "no job has begun"
+                time.sleep(0.02)
+            os.killpg(grid.pid, signal.SIGINT)  # as a terminal does
+            _, error = grid.communicate(timeout=30.0)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(grid.pid, signal.SIGKILL)
+    assert grid.returncode == 130
+    assert error == "learning_curves.py: interrupted; the same command goes on where it stopped\n"
+    assert starts.read_text().count("started") == 2
+    assert not list((tmp_path / "grid").rglob("seed[2-5]"))
 
 
 def test_the_rest_is_estimated_by_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
