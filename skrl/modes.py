@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 
 
@@ -51,3 +53,17 @@ def precise(values: torch.Tensor) -> torch.Tensor:
     if values.dtype is torch.float32 or values.dtype is torch.float64:
         return values
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+@contextmanager
+def kept_precise(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let a conversion of a module to half precision pass these settings by, as far as it has them.
+
+    In half precision many are zero or infinite. Gradients of what would have been converted are dropped.
+    """
+    before = {name: getattr(module, name).detach() for name in names if getattr(module, name, None) is not None}
+    yield
+    for name, value in before.items():
+        present = getattr(module, name)
+        if present.dtype in (torch.float16, torch.bfloat16):
+            present.data, present.grad = precise(value).to(present.device), None

@@ -26,7 +26,7 @@ from skrl.few_queries import FewQueries, ShortWay
 from skrl.functional import PriorMean, local_systems, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import forwards, full_precision, precise, traced, wants_gradient
+from skrl.modes import forwards, full_precision, kept_precise, precise, traced, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
 from skrl.shapes import Float, Shaped, Tensor
@@ -174,7 +174,7 @@ class SparseKernel(nn.Module):
         )
 
     def leave_one_out(self, queries: Shaped[Tensor, "queries dim"] | None = None) -> Float[Tensor, "queries k targets"]:
-        """Closed-form leave-one-out errors of every query's neighbours, [B, min(k, M), c], from the module's own sets."""
+        """Closed-form leave-one-out errors of every query's neighbours, [B, min(k, M), c], from the own sets."""
         queries = floating(self._own_or_given("points", queries, "queries"))
         features, targets = self._own_or_given("features", None), self._own_or_given("targets", None)
         check_sets(queries, features, targets)
@@ -245,13 +245,8 @@ class SparseKernel(nn.Module):
 
         Their gradients are dropped by a conversion to half precision.
         """
-        names = [name for name in SETTINGS if getattr(self, name, None) is not None]
-        before = {name: getattr(self, name).detach() for name in names}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in before.items():
-            present = getattr(self, name)
-            if present.dtype in (torch.float16, torch.bfloat16):
-                present.data, present.grad = precise(value).to(present.device), None
+        with kept_precise(self, SETTINGS):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -6,7 +6,9 @@ network's values, and the corrected value is Q(s, a) = m(s)_a + R(s, a). Far fro
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import safe_sqrt
 from skrl.kernels.formulas import make_kernel
 from skrl.memory.support_memory import SupportMemory
-from skrl.modes import full_precision, traced
+from skrl.modes import full_precision, kept_precise, precise, traced
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation
 from skrl.shapes import Float, Tensor
@@ -29,6 +31,9 @@ MIN_TOTAL = 1e-6
 
 MIN_DEVIATION = 1e-3
 """Of the root mean square of all values, and of itself where they are less: a network-free head's least amplitude."""
+
+SETTINGS = ("lengthscale", "ridge_scale", "amplitude")
+"""Buffers of one number, which keep float32."""
 
 PROBES = 256
 """Supports per action at which a network-free head looks how much values differ inside neighbourhoods, at most."""
@@ -96,6 +101,12 @@ class ValueHead(nn.Module, ABC):
             return self.ridge * float(self.ridge_scale)
         return self.ridge * self.ridge_scale
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ValueHead:
+        """As in every module, but buffers of one number keep float32: in half precision many are zero or infinite."""
+        with kept_precise(self, SETTINGS):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """As torch does; files of before there was a scale of λ are of 1."""
         if f"{prefix}lengthscale" in state_dict:
@@ -149,8 +160,7 @@ class ValueHead(nn.Module, ABC):
         filled = self._checked(residuals)
         self.memory.write_targets(filled.unsqueeze(-1))
         self.optimistic_targets.copy_(filled)
-        count = self.memory.mask.sum().clamp(min=1)
-        self.amplitude.copy_((self.memory.targets.square().sum() / count).sqrt())
+        self.amplitude.copy_(_root_mean_square(self.memory.targets, self.memory.mask.sum()))
 
     @torch.no_grad()
     def write_optimistic_targets(self, residuals: Float[Tensor, "actions points"]) -> None:
@@ -321,10 +331,21 @@ class NetworkFreeHead(ResidualHead):
         memory = self.memory
         step = -(-memory.capacity // PROBES)
         near = self.search(memory.features[:, ::step], memory.features, self.k, memory.half_norms)
-        values = targets.gather(1, near.indices.flatten(1).long()).view(near.indices.shape)
+        values = precise(targets).gather(1, near.indices.flatten(1).long()).view(near.indices.shape)
         counts = near.mask & memory.mask[:, ::step].unsqueeze(-1)
         mean = (values * counts).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
-        return (((values - mean).square() * counts).sum() / counts.sum().clamp(min=1)).sqrt()
+        return _root_mean_square((values - mean) * counts, counts.sum())
+
+
+def _root_mean_square(values: Tensor, count: Tensor) -> Tensor:
+    """Of so many values, all others being zero, in float32 at least; where squares overflow, in units of the largest."""
+    values, count = precise(values), count.clamp(min=1)
+    plain = (values.square().sum() / count).sqrt()
+    if plain.is_cpu and not traced() and math.isfinite(plain):
+        return plain
+    largest = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
+    rescaled = largest * ((values / largest).square().sum() / count).sqrt()
+    return torch.where(plain.isfinite(), plain, rescaled)
 
 
 def _add_count(counter: Tensor, flags: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -346,3 +348,60 @@ def test_a_network_free_head_takes_no_mean_over_what_is_infinitely_far() -> None
     errors = head.leave_one_out(system, gather_points(head.memory.targets, neighbors.indices))
     by_slot = dict(zip(neighbors.indices[0, 0].tolist(), errors[0, 0, :, 0].tolist(), strict=True))
     assert by_slot == {0: pytest.approx(-2.0), 1: pytest.approx(2.0), 2: pytest.approx(900.0)}  # nothing is known of 2
+
+
+# Precision
+
+
+@pytest.mark.parametrize("kind", [ResidualHead, AveragingHead, NetworkFreeHead])
+@pytest.mark.parametrize("convert", [torch.nn.Module.half, torch.nn.Module.bfloat16])
+def test_numbers_of_a_head_keep_their_precision(
+    kind: type[ValueHead], convert: Callable[[torch.nn.Module], ValueHead]
+) -> None:
+    head = kind(2, 10, 3)
+    head.lengthscale.fill_(1e5)
+    head.ridge_scale.fill_(1e-8)
+    head.amplitude.fill_(7e4)
+    head = convert(head)
+    assert head.memory.features.dtype in (torch.float16, torch.bfloat16)
+    for setting, value in ((head.lengthscale, 1e5), (head.ridge_scale, 1e-8), (head.amplitude, 7e4)):
+        assert setting.dtype is torch.float32
+        assert setting.item() == pytest.approx(value, rel=1e-6)
+    fill(head, [10, 6])
+    head.write_targets(torch.randn(2, 10).to(head.memory.targets))
+    values = head(torch.randn(4, 3).to(head.memory.features), torch.zeros(4, 2))
+    assert values.isfinite().all()
+    assert head.double().lengthscale.dtype is torch.float64
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 300.0), (torch.float32, 3e19), (torch.float64, 1e200)])
+@pytest.mark.parametrize("kind", [ResidualHead, NetworkFreeHead])
+def test_the_amplitude_of_residuals_whose_squares_overflow(
+    kind: type[ValueHead], dtype: torch.dtype, size: float
+) -> None:
+    signs = torch.tensor([[1.0, -1.0, 1.0, -1.0, 0.0]]).double()
+    amplitudes = []
+    for factor in (1.0, size):
+        head = kind(1, 5, 1, k=4).to(dtype)
+        head.memory.write(torch.arange(5.0).view(1, 5, 1).to(dtype), torch.tensor([4]))
+        head.write_targets((factor * signs).to(dtype))
+        amplitudes.append(head.amplitude.item() / factor)
+    assert amplitudes[1] == pytest.approx(amplitudes[0], rel=1e-3)
+    assert kind is NetworkFreeHead or amplitudes[0] == 1.0
+
+
+@pytest.mark.parametrize("kind", [ResidualHead, NetworkFreeHead])
+def test_the_amplitude_of_ordinary_residuals_is_the_plain_root_mean_square(kind: type[ValueHead]) -> None:
+    """Published runs repeat bit for bit."""
+    head = kind(2, 50, 3)
+    fill(head, [50, 20])
+    residuals = 100.0 * torch.randn(2, 50)
+    head.write_targets(residuals)
+    plain = (head.memory.targets.square().sum() / 70).sqrt()
+    if kind is NetworkFreeHead:
+        near = head.search(head.memory.features, head.memory.features, head.k, head.memory.half_norms)
+        values = head.memory.targets.squeeze(-1).gather(1, near.indices.flatten(1)).view(near.indices.shape)
+        counts = near.mask & head.memory.mask.unsqueeze(-1)
+        mean = (values * counts).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
+        plain = (((values - mean).square() * counts).sum() / counts.sum().clamp(min=1)).sqrt()
+    assert torch.equal(head.amplitude, plain)
