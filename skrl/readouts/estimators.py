@@ -7,6 +7,7 @@ underscore and lives in buffers, parameters and submodules. So ``.to(device)``, 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,9 @@ from skrl.readouts.checked_input import (
     rounded_targets,
 )
 from skrl.shapes import Float, Int, Tensor
+
+REGISTRIES = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+"""Where a module keeps what fitting makes."""
 
 R = TypeVar("R", bound="Readout")
 
@@ -73,11 +77,16 @@ class Readout(nn.Module, ABC):
             This readout.
 
         Raises:
-            ValueError: data or a setting cannot be used; the message says why.
+            ValueError: data or a setting cannot be used; the message says why. What was fitted before stays as it was.
         """
         features = as_features(X, None if isinstance(X, Tensor) else self._anchor.device)
-        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            self._fit(features, self._encode(y, features))
+        before = self._memento()
+        try:
+            with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+                self._fit(features, self._encode(y, features))
+        except BaseException:
+            self._restore(before)
+            raise
         self._anchor = features.new_empty(0)
         self.n_features_in_ = features.shape[1]
         return self
@@ -154,6 +163,18 @@ class Readout(nn.Module, ABC):
     @abstractmethod
     def _encode(self, y: Any, features: Tensor) -> Tensor:
         """Targets as a tensor; remembers how to decode answers."""
+
+    def _memento(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All attributes, and what torch's registries among them hold."""
+        return dict(self.__dict__), {name: copy.copy(self.__dict__[name]) for name in REGISTRIES}
+
+    def _restore(self, memento: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        attributes, contents = memento
+        self.__dict__.clear()
+        self.__dict__.update(attributes)
+        for name, held in contents.items():
+            self.__dict__[name].clear()
+            self.__dict__[name].update(held)
 
     @classmethod
     def _settings(cls) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skrl.checks import check_fits, looks_at
 from skrl.kernels.algebra import Kernel
 from skrl.readouts.checked_input import in_precision_of, like
 from skrl.readouts.estimators import Classifier, Readout, Regressor
@@ -189,11 +190,16 @@ class SparseKernelRegressor(SparseKernelReadout, Regressor):
         Differentiable in the features, and in supports and targets where they are learned.
 
         Raises:
-            ValueError: not fitted, another width, or (on a CPU) a row that is not finite.
+            ValueError: not fitted, another width, or (on a CPU) a row that is not finite, or an answer that exceeds the
+                precision of the features.
         """
         self._require_width(features)
         standard: Tensor = self.sparse_kernel_(self.scaling_(features))
-        return in_precision_of(features, self.target_mean_ + self.target_scale_ * standard)
+        answers = in_precision_of(features, self.target_mean_ + self.target_scale_ * standard)
+        if looks_at(answers) and not answers.isfinite().all():
+            targets = self.target_mean_ + self.target_scale_ * cast("Tensor", self.sparse_kernel_.targets)
+            check_fits(answers, targets.abs().max().item())
+        return answers
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Predicted targets and, when asked for, the standard deviation of a new observation.

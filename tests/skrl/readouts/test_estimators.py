@@ -381,3 +381,22 @@ def test_digits_of_targets_that_the_features_precision_lacks_count() -> None:
 def test_a_state_of_something_else_is_said_to_be_one(estimator: Readout) -> None:
     with pytest.raises(RuntimeError, match="Unexpected key"):
         estimator.load_state_dict(nn.Linear(3, 2).state_dict())
+
+
+@pytest.mark.parametrize("first", ["labels", "numbers"])
+def test_a_fit_that_fails_leaves_what_was_fitted_as_it_was(first: str) -> None:
+    X, y = IRIS
+    if first == "labels":
+        model: Readout = SparseKernelClassifier(k=8).fit(X, y)
+        others = np.array(["some", "other"])[y % 2]
+    else:
+        model, others = SparseKernelRegressor(k=8).fit(X, y), np.stack([y, y], 1).astype(float)
+    before, state = model.predict(X), {name: value for name, value in model.state_dict().items()}
+    for spoilt in ({"max_supports": 0}, {"kernel": "unknown"}, {"ridge": -1.0}):
+        model.set_params(**spoilt)
+        with pytest.raises(ValueError, match=r"max_supports is 0|unknown kernel|ridge is -1"):
+            model.fit(X, others)
+        model.set_params(max_supports=None, kernel="matern32", ridge=None)
+        np.testing.assert_array_equal(model.predict(X), before)
+        assert list(model.state_dict()) == list(state)
+    assert model.fit(X, others).predict(X).shape == others.shape

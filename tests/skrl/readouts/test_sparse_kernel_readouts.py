@@ -150,6 +150,18 @@ def test_targets_of_any_size_are_regressed_alike(factor: float) -> None:
     torch.testing.assert_close(scaled.predict(features) / factor, plain.predict(features))
 
 
+def test_an_answer_beyond_half_precision_is_refused() -> None:
+    features, targets = torch.rand(60, 3), 1e6 + torch.rand(60, 1)
+    regressor = SparseKernelRegressor().fit(features, targets)
+    with pytest.raises(
+        ValueError,
+        match=r"query row 0 exceeds torch.float16, which ends at 6.55e\+04, from targets up to 1e\+06; scale",
+    ):
+        regressor(features.half())
+    assert regressor(features.bfloat16()).isfinite().all()
+    assert regressor.predict(features.half()).isfinite().all()
+
+
 # Settings that choose themselves
 
 
