@@ -129,6 +129,10 @@ def _check(features: Tensor, residuals: Tensor, candidates: list[int], probes: i
 def _spread(points: Tensor) -> float:
     """Mean absolute deviation, one when it is zero: in its units squares neither overflow nor vanish."""
     spread = float((points - points.mean(0)).abs().mean()) if points.numel() else 0.0
+    if not math.isfinite(spread):
+        # A sum has overflowed: once more in units of the largest entry.
+        largest = points.abs().max()
+        spread = float(largest) * _spread(points / largest)
     return spread if spread > 0.0 else 1.0
 
 

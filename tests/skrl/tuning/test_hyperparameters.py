@@ -97,6 +97,15 @@ def test_units_do_not_matter(scale: float) -> None:
     assert tune(features, targets / scale, Matern32(), k=8) == plain
 
 
+@pytest.mark.parametrize("offset", [0.0, 4e37])
+def test_features_whose_sum_overflows_have_a_lengthscale(offset: float) -> None:
+    points, values = smooth(dtype=torch.float32)
+    plain, huge = (tune(size * points + shift, values, "matern32", k=8) for size, shift in ((1.0, 0.0), (1e37, offset)))
+    assert huge.lengthscale == pytest.approx(1e37 * float(plain.lengthscale), rel=0.2)
+    answer = SparseKernel(1e37 * torch.randn(200, 2), torch.randn(200, 1), k=4)(torch.zeros(3, 2))
+    assert answer.isfinite().all()
+
+
 def test_a_multiple_of_the_kernel_has_a_multiple_of_the_ridge() -> None:
     features, targets = noisy()
     for objective in OBJECTIVES:
