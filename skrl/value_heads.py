@@ -338,7 +338,7 @@ class NetworkFreeHead(ResidualHead):
 
 
 def _root_mean_square(values: Tensor, count: Tensor) -> Tensor:
-    """Of so many values, all others being zero, in float32 at least; where squares overflow, in units of the largest."""
+    """Of so many values, all others zero, in float32 at least; where squares overflow, in units of the largest."""
     values, count = precise(values), count.clamp(min=1)
     plain = (values.square().sum() / count).sqrt()
     if plain.is_cpu and not traced() and math.isfinite(plain):

@@ -391,12 +391,12 @@ def test_a_fit_that_fails_leaves_what_was_fitted_as_it_was(first: str) -> None:
         others = np.array(["some", "other"])[y % 2]
     else:
         model, others = SparseKernelRegressor(k=8).fit(X, y), np.stack([y, y], 1).astype(float)
-    before, state = model.predict(X), {name: value for name, value in model.state_dict().items()}
+    before, state = model.predict(X), list(model.state_dict())
     for spoilt in ({"max_supports": 0}, {"kernel": "unknown"}, {"ridge": -1.0}):
         model.set_params(**spoilt)
         with pytest.raises(ValueError, match=r"max_supports is 0|unknown kernel|ridge is -1"):
             model.fit(X, others)
         model.set_params(max_supports=None, kernel="matern32", ridge=None)
         np.testing.assert_array_equal(model.predict(X), before)
-        assert list(model.state_dict()) == list(state)
+        assert list(model.state_dict()) == state
     assert model.fit(X, others).predict(X).shape == others.shape
