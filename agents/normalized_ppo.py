@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.named_runs import NamedRuns
+from agents.common.observations import is_reset_answer
 from agents.common.schema import ConfigError
 
 CLIP = 10.0
@@ -127,8 +128,9 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         Returns:
             Actions, a scalar array or [B], and the unchanged state.
         """
-        if not isinstance(observation, tuple):  # of which SB3 says itself what is wrong
+        if self.normalize and not isinstance(observation, dict) and not is_reset_answer(observation):
             # Scaling would broadcast what has another shape than the statistics.
+            observation = np.asarray(observation)
             self.policy.is_vectorized_observation(observation)
             observation = self.policy_observation(observation)
         return super().predict(observation, state, episode_start, deterministic)

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from agents.common.exploration import LastingActions
 from agents.common.nonfinite import Observation
+from agents.common.observations import is_reset_answer
 from agents.common.seeding import numpy_generator
 
 
@@ -80,9 +81,11 @@ class LastingExploration(OffPolicyAlgorithm):
         Returns:
             Actions, a scalar array or [B], and the unchanged state.
         """
-        if deterministic or isinstance(observation, tuple):  # SB3 says what is wrong with a tuple
+        if deterministic or is_reset_answer(observation):
             return self.policy.predict(observation, state, episode_start, deterministic=True)
         assert isinstance(self.action_space, spaces.Discrete)
+        if not isinstance(observation, dict):
+            observation = np.asarray(observation)
         vectorised = self.policy.is_vectorized_observation(observation)
         first = next(iter(observation.values())) if isinstance(observation, dict) else observation
         count = len(first) if vectorised else 1

@@ -10,6 +10,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from skrl.shapes import Tensor
 
 
+def is_reset_answer(observation: object) -> bool:
+    """Whether this is what Gymnasium's ``reset`` returns, observation and info, of which SB3 says what is wrong."""
+    return isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict)
+
+
 def count(observations: PyTorchObs) -> int:
     """How many observations there are."""
     return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)

@@ -67,10 +67,9 @@ class ReplayView:
         assert model.replay_buffer is not None
         return cls(model.replay_buffer, model.n_steps, model.gamma, model._vec_normalize_env)
 
-    def reads_as(self, other: ReplayView) -> bool:
-        """Whether this reads the same returns from the same buffer, normalised by the same statistics."""
-        same = self.buffer is other.buffer and self.vec_normalize is other.vec_normalize
-        return same and self.n_steps == other.n_steps and self.gamma == other.gamma
+    def reads(self, buffer: ReplayBuffer | None, vec_normalize: VecNormalize | None) -> bool:
+        """Whether this is the view of a buffer as given statistics normalise it, and of no other."""
+        return self.buffer is buffer and self.vec_normalize is vec_normalize
 
     @property
     def capacity(self) -> int:

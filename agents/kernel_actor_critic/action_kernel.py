@@ -158,7 +158,7 @@ class ActionKernel:
     def _is_replaced(self, view: ReplayView) -> bool:
         """Whether the buffer, or what normalises it, is another one than at the last call."""
         last, self.view = self.view, view
-        return last is None or not last.reads_as(view)
+        return last is None or not last.reads(view.buffer, view.vec_normalize)
 
     def _choose(self, view: ReplayView, next_actions: NextActions) -> Transitions:
         slots = torch.from_numpy(view.slots())

@@ -38,7 +38,7 @@ class KernelRefreshCallback(BaseCallback):
                 "with R; use KernelDDQN, which corrects both"
             )
         assert model.replay_buffer is not None
-        model.policy.warn_of_empty(model.replay_buffer, stacklevel=5)
+        model.policy.warn_of_empty(model.replay_buffer)
         self.kernel = LiveKernel(model, numpy_generator(model.seed))
         self._set_bonus()
 
@@ -46,12 +46,17 @@ class KernelRefreshCallback(BaseCallback):
         self._set_bonus()
         # SB3 stores the transitions of this step next.
         self.kernel.table.rows_stored += 1
-        # SB3 writes its log at ends of episodes only.
-        if np.any(self.locals["dones"]):
+        if self._logs_next():
             for name, value in self.kernel.scalars.items():
                 self.logger.record(f"kernel/{name}", value)
             self.kernel.diagnostics.refresh_seconds.clear()
         return True
+
+    def _logs_next(self) -> bool:
+        """Whether SB3 writes its log after this step: when an episode ends, and every so many of them."""
+        interval, ended = self.locals["log_interval"], int(np.sum(self.locals["dones"]))
+        before = self.model._episode_num
+        return interval is not None and (before + ended) // interval > before // interval
 
     def _on_rollout_end(self) -> None:
         self.kernel.after_rollout()

@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 
-from agents.common.replay_view import ReplayView, check_returns
+from agents.common.replay_view import ReplayView
 from agents.double_dqn import DoubleDQN, TransitionBatch
 from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
 from agents.kernel_ddqn.kernel_policy import KernelPolicy
@@ -76,16 +76,17 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
         n_steps, self.n_steps = self.n_steps, 1
         super()._setup_model()
         self.n_steps = n_steps
-        self._readable()
+        ReplayView.of(self)  # refuses what is no number of rewards
+        buffer = self.replay_buffer
+        if isinstance(buffer, NStepReplayBuffer) and (buffer.n_steps, buffer.gamma) != (n_steps, self.gamma):
+            raise ValueError(
+                f"the NStepReplayBuffer is to sum {buffer.n_steps} rewards discounted by {buffer.gamma}, but "
+                f"{type(self).__name__} sums what it stores by n_steps={n_steps} and gamma={self.gamma}; leave "
+                "replay_buffer_class out, or give both the same"
+            )
 
     def _make_kernel(self) -> ReplayKernel:
-        return ReplayKernel(self.q_net, self.q_net_target, self._readable(), self.rng)
-
-    def _readable(self) -> ReplayView:
-        """The replay buffer by slot; one that sums returns itself must not promise others than those read here."""
-        if isinstance(self.replay_buffer, NStepReplayBuffer):
-            check_returns(self)
-        return ReplayView.of(self)
+        return ReplayKernel(self.q_net, self.q_net_target, ReplayView.of(self), self.rng)
 
     def _on_step(self) -> None:
         super()._on_step()

@@ -81,7 +81,7 @@ class KernelDeepQ(PolicyKernelSettings):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         prepared = super()._setup_learn(*args, **kwargs)
         assert self.replay_buffer is not None
-        self.policy.warn_of_empty(self.replay_buffer, stacklevel=4)
+        self.policy.warn_of_empty(self.replay_buffer)
         return prepared
 
     @abstractmethod
@@ -141,10 +141,12 @@ class KernelDeepQ(PolicyKernelSettings):
         self.policy.online.bonus = float(schedule(self._current_progress_remaining))
 
     def _kernel(self) -> ReplayKernel:
-        """The kernel bound to the present buffer, normalisation and returns; made anew when one was replaced."""
+        """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""
         kernel = self.replay_kernel
-        if kernel is None or not kernel.view.reads_as(ReplayView.of(self)):
+        if kernel is None or not kernel.view.reads(self.replay_buffer, self._vec_normalize_env):
             kernel = self.replay_kernel = self._make_kernel()
+        # Supports follow when they are chosen next.
+        kernel.view.n_steps, kernel.view.gamma = self.n_steps, self.gamma
         return kernel
 
     def _store_transition(self, *args: Any, **kwargs: Any) -> None:

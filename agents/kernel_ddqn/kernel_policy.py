@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from skrl.shapes import Tensor
+
+LIBRARIES = ("agents", "stable_baselines3", "sb3_contrib")
+"""Packages whose code no user wrote."""
 
 
 class KernelPolicy(BasePolicy):
@@ -59,12 +63,11 @@ class KernelPolicy(BasePolicy):
     def target(self) -> KernelNetwork:
         """The network that evaluates next states in targets."""
 
-    def warn_of_empty(self, buffer: ReplayBuffer, stacklevel: int) -> None:
+    def warn_of_empty(self, buffer: ReplayBuffer) -> None:
         """Say that learning on from an empty buffer forgets what the head remembers.
 
         Args:
             buffer: what supports will be chosen from.
-            stacklevel: as of ``warnings.warn``, counted from the caller.
         """
         remembered = int(self.online.head.memory.mask.sum())
         if remembered and buffer.size() == 0:
@@ -72,7 +75,7 @@ class KernelPolicy(BasePolicy):
                 f"the kernel remembers {remembered} transitions, but the replay buffer is empty: they are forgotten at "
                 "the first refresh. Save the buffer beside the model, save_replay_buffer(…), and load_replay_buffer(…) "
                 "before learning goes on",
-                stacklevel=stacklevel + 1,
+                stacklevel=_levels_to_user(),
             )
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
@@ -83,3 +86,11 @@ class KernelPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "kernel": asdict(self.kernel)}
+
+
+def _levels_to_user() -> int:
+    """Levels of the stack from who calls this to the first function that is neither ours nor SB3's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in LIBRARIES:
+        level, frame = level + 1, frame.f_back
+    return level

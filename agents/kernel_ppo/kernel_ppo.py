@@ -30,7 +30,8 @@ class KernelPPO(NormalizedPPO):
     Every rollout is collected as PPO does. Before it is learned from, its states get the values m(s) + R(s), where R is
     a local regression of what the critic m missed of the returns; advantages and the critic's targets are computed anew
     from them, so that m absorbs R. Acting is the policy network's alone, and nothing of the kernel is needed for it.
-    See :class:`~agents.kernel_ppo.rollout_critic.RolloutCritic`.
+    See :class:`~agents.kernel_ppo.rollout_critic.RolloutCritic`. Callbacks find corrected advantages and returns at the
+    end of a rollout and may add to them; rewards are to be changed before, by a wrapper of the environment.
 
     Args:
         policy: as for PPO.

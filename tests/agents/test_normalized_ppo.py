@@ -151,6 +151,15 @@ def test_an_environment_that_is_refused_changes_nothing() -> None:
     assert model.get_vec_normalize_env() is None
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_observations_may_be_lists_and_tuples_as_in_sb3(normalize: bool) -> None:
+    model = NormalizedPPO("MlpPolicy", "CartPole-v1", normalize=normalize, **SMALL).learn(100)
+    for observation in np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32):
+        expected, _ = model.predict(observation, deterministic=True)
+        for same in (observation.tolist(), tuple(observation)):
+            assert model.predict(same, deterministic=True)[0] == expected
+
+
 @pytest.mark.parametrize("shape", [(4, 1), (1,), (2, 1), ()])
 def test_an_observation_of_another_shape_is_refused_and_not_broadcast(shape: tuple[int, ...]) -> None:
     model = NormalizedPPO("MlpPolicy", "CartPole-v1", **SMALL)

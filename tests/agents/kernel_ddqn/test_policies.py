@@ -280,11 +280,12 @@ def test_the_callback_writes_what_the_kernel_is_like(tmp_path: Path) -> None:
     model = _with_kernel()
     model.set_logger(configure(str(tmp_path), ["csv"]))
     callback = KernelRefreshCallback()
-    model.learn(300, callback=callback, log_interval=1)
+    model.learn(300, callback=callback)
     model.logger.close()
     with open(tmp_path / "progress.csv") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[-1]["kernel/supports"]) > 0
+    assert float(rows[-1]["kernel/refresh_ms"]) > 0
     assert len(callback.kernel.diagnostics.refresh_seconds) < 10
 
 
@@ -292,5 +293,8 @@ def test_the_callback_warns_of_what_an_empty_buffer_forgets(tmp_path: Path) -> N
     model = _with_kernel().learn(300, callback=KernelRefreshCallback())
     model.save(tmp_path / "model.zip")
     loaded = DQN.load(tmp_path / "model.zip", env=model.get_env())
-    with pytest.warns(UserWarning, match="the replay buffer is empty"):
-        loaded.learn(10, callback=KernelRefreshCallback())
+    for callback in (KernelRefreshCallback(), [KernelRefreshCallback()]):
+        with pytest.warns(UserWarning, match="the replay buffer is empty") as warned:
+            loaded.learn(10, callback=callback)
+        assert warned[0].filename == __file__
+        loaded.replay_buffer.reset()
