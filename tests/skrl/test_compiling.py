@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from skrl import Prediction, SparseKernel, compiling, sparse_kernel
 from skrl.compiling import compiles, over_rows
@@ -179,6 +180,8 @@ def test_which_tensors_compiled_loops_read() -> None:
     assert not compiles(single, learned)
     with torch.no_grad():
         assert compiles(single, learned)
+    with forward_ad.dual_level():  # whose tangents have a storage of their own
+        assert not compiles(single)
 
 
 def test_nothing_is_compiled_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
