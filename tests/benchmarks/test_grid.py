@@ -234,7 +234,6 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
     assert "unknown setting 'no_such_setting'" in capsys.readouterr().err
 
 
-# Not the long budgets, which are of before ε was the share of random steps.
 @pytest.mark.parametrize(
     "name",
     [
@@ -245,6 +244,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "slow_decay",
         "fast_lunar",
         "fresh_lunar",
+        "long",
         "long_lunar",
         "kernel_ppo",
         "ablations",
