@@ -104,7 +104,7 @@ class ProbeReport:
             writer.writerows([s.layer, s.width, s.readout, s.score, s.seconds] for s in self.scores)
 
     def plot(self, path: str | Path) -> None:
-        """Draw the scores over the layers into a file; needs matplotlib (``pip install sparse-kernel-rl[plots]``)."""
+        """Draw the scores over the layers into a file; needs matplotlib (the extra ``plots``)."""
         from matplotlib.figure import Figure
 
         layers = self.layers

@@ -23,7 +23,8 @@ def test_what_needs_another_package_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     for name in [name for name in sys.modules if name.startswith("agents.kernel_qrdqn")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(
-        ImportError, match=r"KernelQRDQN needs sb3_contrib, which is not installed; in a checkout run: pip"
+        ImportError,
+        match=r"KernelQRDQN needs sb3_contrib, which is not installed; in the folder of this project run: pip",
     ):
         _ = agents.KernelQRDQN
 
