@@ -14,7 +14,6 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional
 
 from agents.common.atomic_save import AtomicSave
-from agents.common.cut_at_reset import CutAtReset
 from agents.common.derived_settings import DerivedSettings
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
@@ -49,7 +48,7 @@ class TransitionBatch(NamedTuple):
     next_corrections: Tensor | None = None
 
 
-class DoubleDQN(AtomicSave, CutAtReset, DerivedSettings, LastingExploration, NamedRuns, DQN):
+class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN):
     """Double DQN: the online network chooses the next action, the target network evaluates it.
 
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every

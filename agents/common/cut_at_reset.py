@@ -69,6 +69,11 @@ class CutAtReset(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         # SB3 resets on the same two conditions.
-        if self.replay_buffer is not None and (reset_num_timesteps or self._last_obs is None):
-            cut_episodes(self.replay_buffer)
+        if reset_num_timesteps or self._last_obs is None:
+            self._break_off()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _break_off(self) -> None:
+        """Called before learning resets the environment, whose episodes go no further."""
+        if self.replay_buffer is not None:
+            cut_episodes(self.replay_buffer)

@@ -9,19 +9,18 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 
+from agents.common.cut_at_reset import CutAtReset
 from agents.common.exploration import LastingActions
 from agents.common.nonfinite import Observation
 from agents.common.observations import is_reset_answer
 from agents.common.seeding import numpy_generator
 
 
-class LastingExploration(OffPolicyAlgorithm):
+class LastingExploration(CutAtReset):
     """Mixed in before an ε-greedy algorithm of SB3, for discrete actions.
 
     Exploration draws from its own seeded generator, independently for every environment, and its actions can last.
@@ -96,18 +95,10 @@ class LastingExploration(OffPolicyAlgorithm):
             actions = np.where(explored, actions, greedy)
         return (actions if vectorised else np.asarray(actions[0])), state
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        # SB3 resets the environment on the same two conditions.
-        if self._lasting is not None and (reset_num_timesteps or self._last_obs is None):
+    def _break_off(self) -> None:
+        super()._break_off()
+        if self._lasting is not None:
             self._lasting.end_all()
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _setup_model(self) -> None:
         super()._setup_model()

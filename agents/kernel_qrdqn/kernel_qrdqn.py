@@ -12,7 +12,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.atomic_save import AtomicSave
-from agents.common.cut_at_reset import CutAtReset
 from agents.common.derived_settings import DerivedSettings
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
@@ -27,7 +26,7 @@ DEFAULTS: dict[str, Any] = {name: value for name, value in KERNEL_DDQN.items() i
 """Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; those of KernelDDQN."""
 
 
-class KernelQRDQN(KernelDeepQ, AtomicSave, CutAtReset, DerivedSettings, LastingExploration, NamedRuns, QRDQN):
+class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, NamedRuns, QRDQN):
     """Quantile regression DQN with a residual head on the mean of its quantiles.
 
     W. Dabney, M. Rowland, M. G. Bellemare and R. Munos, *Distributional Reinforcement Learning with Quantile
