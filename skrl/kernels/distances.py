@@ -9,6 +9,9 @@ from skrl.shapes import Float, Tensor
 DIFFERENCES_DIM = 8
 """Dimensions up to which points of a block are subtracted from each other instead of multiplied."""
 
+BLOCK_SAMPLE = 4
+"""Points of a block whose median is taken: enough that none of them alone decides."""
+
 SAMPLE = 64
 """Points whose median is taken, up to twice as many; more would cost time, and change the centre by little."""
 
@@ -49,15 +52,15 @@ def cross_distances(
 def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tensor, "*batch neighbors neighbors"]:
     """Distances within every block of points: by differences in few dimensions, else through one centred product.
 
-    The product needs no [*batch, k, k, d] array. It is centred on the first point of the block, the nearest neighbour:
-    so the cancellation error of two points is relative to their distances from that one instead of their offset, and a
-    single far neighbour, which would carry a mean away, costs the others no digit. Squares below that error are set to
-    exactly zero, so that duplicates are at distance zero and not at the square root of a rounding error. So are points
-    that in float32 are a thousandth of their distance from the first apart, which hardly happens by chance in many
-    dimensions.
+    The product needs no [*batch, k, k, d] array. It is centred on the median of a few of the block's points: so the
+    cancellation error of two points is relative to their distances from there instead of their offset, and a single
+    neighbour far from the others, be it the nearest or the last, which would carry a mean away, costs the others no
+    digit. Squares below that error are set to exactly zero, so that duplicates are at distance zero and not at the
+    square root of a rounding error. So are points that in float32 are a thousandth of their distance from the centre
+    apart, which hardly happens by chance in many dimensions.
 
     Args:
-        points: blocks of k points, the nearest to their query first, [*batch, k, d].
+        points: blocks of k points, [*batch, k, d].
 
     Returns:
         Symmetric distances with a zero diagonal, [*batch, k, k].
@@ -65,7 +68,7 @@ def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tens
     if points.shape[-1] <= DIFFERENCES_DIM:
         return safe_sqrt((points.unsqueeze(-2) - points.unsqueeze(-3)).square().sum(-1))
     # Distances do not depend on the centre, so that no gradient has to pass through it.
-    centred = points - points[..., :1, :].detach()
+    centred = points - median_point(points[..., :: max(1, points.shape[-2] // BLOCK_SAMPLE), :]).detach()
     products = centred @ centred.mT
     norms = products.diagonal(dim1=-2, dim2=-1)
     sums = norms.unsqueeze(-1) + norms.unsqueeze(-2)

@@ -179,9 +179,11 @@ def test_a_point_whose_norm_is_not_finite_is_an_empty_slot(value: float) -> None
 
 
 @pytest.mark.parametrize("dim", [DIFFERENCES_DIM, DIFFERENCES_DIM + 1, 40])
-def test_a_far_point_costs_the_others_no_digit(dim: int) -> None:
+@pytest.mark.parametrize("far", [0, 13, 19])
+@pytest.mark.parametrize("offset", [1e5, -1e5])
+def test_a_far_point_costs_the_others_no_digit(dim: int, far: int, offset: float) -> None:
     points = torch.randn(20, dim)
-    points[13] += 1e5
+    points[far] += offset
     distances, expected = block_distances(points).double(), exact_distances(points, points)
     torch.testing.assert_close(distances, expected, rtol=1e-5, atol=0.0)
 
