@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,15 +17,6 @@ from skrl import Prediction, SparseKernel, compiling, sparse_kernel
 from skrl.compiling import compiles, over_rows
 
 needs_numba = pytest.mark.skipif(not compiling.AVAILABLE, reason="numba is not installed")
-
-
-@pytest.fixture
-def _eager_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two threads, woken for any work."""
-    monkeypatch.setattr(compiling, "WAKING_SECONDS", 1e-12)
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
 
 
 def ranges(rows: int, seconds_per_row: float) -> tuple[list[tuple[int, int]], set[str]]:
@@ -42,7 +32,7 @@ def ranges(rows: int, seconds_per_row: float) -> tuple[list[tuple[int, int]], se
     return sorted(seen), names
 
 
-@pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("rows", [2, 3, 10, 1001])
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_rows_are_split_among_threads(rows: int, threads: int) -> None:
@@ -71,7 +61,7 @@ def test_one_thread_is_enough() -> None:
     assert ranges(1000, 1.0) == ([(0, 1000)], {"MainThread"})
 
 
-@pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.usefixtures("two_threads")
 def test_an_error_in_another_thread_arrives() -> None:
     def loop(start: int, stop: int) -> None:
         if start > 0:
@@ -81,7 +71,7 @@ def test_an_error_in_another_thread_arrives() -> None:
         over_rows(loop, 10, 1.0)
 
 
-@pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_no_gradient_is_recorded_on_any_thread(threads: int) -> None:
     torch.set_num_threads(threads)
@@ -91,7 +81,7 @@ def test_no_gradient_is_recorded_on_any_thread(threads: int) -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.usefixtures("two_threads")
 def test_no_thread_is_asked_while_the_interpreter_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pools take no work any more: what is predicted at exit is predicted by one thread."""
     finished = threading.Thread()
@@ -115,7 +105,7 @@ def assert_equal(ours: Prediction, theirs: Prediction) -> None:
     assert torch.equal(ours.variance, theirs.variance)
 
 
-@pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dim", [3, 20], ids=["fused search", "product"])
 def test_threads_do_not_change_the_answer(dim: int) -> None:
     given = sets(dim)
@@ -125,7 +115,7 @@ def test_threads_do_not_change_the_answer(dim: int) -> None:
     assert_equal(predict(given), alone)
 
 
-@pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dim", [3, 20], ids=["fused search", "product"])
 def test_several_python_threads_at_once(dim: int) -> None:
     """Each with rows of its own to hand out, and all through one module, whose supports they make ready together."""
@@ -141,7 +131,7 @@ def test_several_python_threads_at_once(dim: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-@pytest.mark.usefixtures("_eager_threads")
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     """A child that predicts leaves torch one thread, as data loaders do: torch's exponential waits for ever else."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,15 +20,6 @@ pytestmark = pytest.mark.skipif(not compiling.AVAILABLE, reason="numba is not in
 def _screens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on a processor that multiplies half precision slowly."""
     monkeypatch.setattr(skrl.search.exact, "half_precision_pays", lambda: True)
-
-
-@pytest.fixture
-def _two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two threads, woken for any work."""
-    monkeypatch.setattr(compiling, "WAKING_SECONDS", 1e-12)
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
 
 
 def screened(queries: Tensor, features: Tensor, k: int) -> tuple[Tensor, int]:
@@ -63,7 +52,7 @@ def test_neighbours_are_the_nearest(dim: int, k: int) -> None:
     assert_nearest(indices, queries, features)
 
 
-@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.usefixtures("two_threads")
 def test_two_threads_find_the_same() -> None:
     queries, features = torch.randn(ROWS, MIN_DIM), torch.randn(POINTS, MIN_DIM)
     torch.set_num_threads(1)
@@ -100,7 +89,7 @@ def test_empty_slots_are_no_neighbours() -> None:
     assert_nearest(indices // 2, queries, features[1::2])
 
 
-@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.usefixtures("two_threads")
 def test_queries_may_ask_for_a_gradient() -> None:
     """Whether one is recorded is each thread's own setting."""
     features, targets = torch.randn(POINTS, MIN_DIM), torch.randn(POINTS, 1)
