@@ -190,23 +190,18 @@ def check_answer(
     check_rows("prior_mean at features", residuals, "lower the rate at which it is learned, or scale its inputs")
     if prior is not None:
         check_rows("prior_mean at query", prior, "lower the rate at which it is learned, or scale its inputs")
-    check_fits(mean, targets.abs().max().item())
+    raise overflow_error(mean, targets.abs().max().item())
 
 
-def check_fits(mean: Float[Tensor, "queries targets"], largest: float) -> None:
-    """An answer fits into its precision.
+def overflow_error(mean: Float[Tensor, "queries targets"], largest: float) -> ValueError:
+    """What to raise for an answer that its precision cannot hold; the message names the row.
 
     Args:
-        mean: the answer, [B, c].
+        mean: the answer, [B, c], of which a row is not finite.
         largest: magnitude of the targets that it was made from.
-
-    Raises:
-        ValueError: it does not; the message names the row.
     """
-    if not looks_at(mean) or _all_finite(mean):
-        return
     row = int(mean.isfinite().all(-1).logical_not().nonzero()[0])
-    raise ValueError(
+    return ValueError(
         f"the prediction of query row {row} exceeds {mean.dtype}, which ends at {torch.finfo(mean.dtype).max:.4g}, "
         f"from targets up to {largest:.4g}; scale the targets, or ask with queries of a wider dtype"
     )

@@ -17,7 +17,7 @@ def traced() -> bool:
 
 def transformed() -> bool:
     """Whether a function transform such as ``torch.func.jvp`` calls, whose tensors do not say what they carry."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    return traced() and not torch.compiler.is_compiling()
 
 
 def batched(*values: torch.Tensor) -> bool:

@@ -47,9 +47,7 @@ class KernelRefreshCallback(BaseCallback):
         # SB3 stores the transitions of this step next.
         self.kernel.table.rows_stored += 1
         if self._logs_next():
-            for name, value in self.kernel.scalars.items():
-                self.logger.record(f"kernel/{name}", value)
-            self.kernel.diagnostics.refresh_seconds.clear()
+            self.kernel.record(self.logger)
         return True
 
     def _logs_next(self) -> bool:

@@ -92,10 +92,8 @@ class KernelDeepQ(PolicyKernelSettings):
         """Write SB3's log and the ``kernel/`` scalars."""
         kernel = self.replay_kernel
         if kernel is not None and kernel.supports is not None:
-            for name, value in {**kernel.scalars, "query_ms": self._query_ms()}.items():
-                self.logger.record(f"kernel/{name}", value)
-            # The next log tells of the refreshes that come after this one.
-            kernel.diagnostics.refresh_seconds.clear()
+            kernel.record(self.logger)
+            self.logger.record("kernel/query_ms", self._query_ms())
         super().dump_logs()
 
     def _read_kernel(self, kernel: KernelConfig | Mapping[str, Any]) -> dict[str, Any]:

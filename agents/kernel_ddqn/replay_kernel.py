@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from agents.common.head_scalars import head_scalars
@@ -123,6 +124,12 @@ class ReplayKernel:
             scalars["ridge"] = float(self.head.scaled_ridge)
             scalars["leave_one_out_error"] = float(diagnostics.leave_one_out_error)
         return scalars
+
+    def record(self, logger: Logger) -> None:
+        """Write the figures; the next ones tell of the refreshes that come after this call."""
+        for name, value in self.scalars.items():
+            logger.record(f"kernel/{name}", value)
+        self.diagnostics.refresh_seconds.clear()
 
     def refresh(self, num_timesteps: int) -> None:
         """Rebuild when ``refresh_interval`` environment steps have passed since the last time, else re-base.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from skrl.checks import check_fits, looks_at
+from skrl.checks import looks_at, overflow_error
 from skrl.kernels.algebra import Kernel
 from skrl.readouts.checked_input import in_precision_of, like
 from skrl.readouts.estimators import Classifier, Readout, Regressor
@@ -198,7 +198,7 @@ class SparseKernelRegressor(SparseKernelReadout, Regressor):
         answers = in_precision_of(features, self.target_mean_ + self.target_scale_ * standard)
         if looks_at(answers) and not answers.isfinite().all():
             targets = self.target_mean_ + self.target_scale_ * cast("Tensor", self.sparse_kernel_.targets)
-            check_fits(answers, targets.abs().max().item())
+            raise overflow_error(answers, targets.abs().max().item())
         return answers
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
