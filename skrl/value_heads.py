@@ -19,7 +19,7 @@ from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import safe_sqrt
 from skrl.kernels.formulas import make_kernel
 from skrl.memory.support_memory import SupportMemory
-from skrl.modes import full_precision, kept_precise, precise, traced
+from skrl.modes import full_precision, kept_precise, precise, traced, transformed
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation
 from skrl.shapes import Float, Tensor
@@ -125,7 +125,8 @@ class ValueHead(nn.Module, ABC):
         """Neighbours and weights of every query for every action; independent of the targets, so worth caching.
 
         Args:
-            queries: [B, d]; one that is not finite reads the prior and counts as a fallback.
+            queries: [B, d]; one that is not finite reads the prior and counts as a fallback, but within ``torch.func``,
+                where nobody counts.
 
         Returns:
             Slots, weights and variance, actions first.
@@ -349,7 +350,12 @@ def _root_mean_square(values: Tensor, count: Tensor) -> Tensor:
 
 
 def _add_count(counter: Tensor, flags: Tensor) -> None:
-    """Count what is true; on a CPU, where looking costs least, only when anything is."""
+    """Count what is true; on a CPU, where looking costs least, only when anything is.
+
+    Not within a transform of ``torch.func``, which writes to nothing from outside it.
+    """
+    if transformed():
+        return
     if not flags.is_cpu or traced() or flags.numpy().any():
         counter.add_(flags.sum())
 

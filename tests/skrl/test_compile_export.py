@@ -217,6 +217,27 @@ def test_derivatives_of_both_modes_equal_those_of_autograd(skrl: ModuleType) -> 
             assert_near(jacobian(queries, one), expected, 1e-9)
 
 
+@pytest.mark.parametrize("name", ["ResidualHead", "AveragingHead", "NetworkFreeHead"])
+def test_transforms_of_a_head_equal_loops(skrl: ModuleType, name: str) -> None:
+    """Its counters are not written from within."""
+    head = getattr(skrl, name)(2, 40, DIM, k=4).double()
+    head.memory.write(torch.randn(2, 40, DIM), torch.tensor([40, 3]), torch.randn(2, 40, 1))
+    head.amplitude.fill_(2.0)
+    queries = torch.randn(5, DIM, dtype=torch.float64)
+    one = lambda query: head.correction(query.unsqueeze(0))[0]  # noqa: E731
+    slopes = torch.stack([torch.autograd.functional.jacobian(one, query) for query in queries])
+    assert slopes.abs().amax((0, 2)).min() > 1e-3
+    assert_near(torch.func.vmap(one)(queries), head.correction(queries), 1e-12)
+    assert_near(torch.func.grad(lambda rows: head.correction(rows).sum())(queries), slopes.sum(1), 1e-9)
+    assert_near(torch.func.vmap(torch.func.grad(lambda query: one(query).sum()))(queries), slopes.sum(1), 1e-9)
+    for mode in (torch.func.jacrev, torch.func.jacfwd):
+        assert_near(torch.stack([mode(one)(query) for query in queries]), slopes, 1e-9)
+        assert_near(torch.func.vmap(mode(one))(queries), slopes, 1e-9)
+    queries[0] = float("nan")
+    assert not torch.func.grad(lambda rows: head.correction(rows).sum())(queries)[0].any()
+    assert head.fallbacks.item() == 0
+
+
 def test_checkpointing_changes_nothing(skrl: ModuleType) -> None:
     network = nn.Sequential(nn.Linear(4, DIM), fixed_kernel(skrl))
     queries, parameters = torch.randn(6, 4), list(network.parameters())
