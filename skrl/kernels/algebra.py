@@ -11,6 +11,9 @@ from abc import ABC, abstractmethod
 from functools import reduce
 from typing import TypeVar
 
+import numpy as np
+from torch import nn
+
 from skrl.shapes import Float, Tensor
 
 Value = TypeVar("Value", float, Tensor)
@@ -19,8 +22,8 @@ Value = TypeVar("Value", float, Tensor)
 class Kernel(ABC):
     """A positive definite function, evaluated on the distances of a local system.
 
-    Kernels of equal class and fields are equal. ``a + b``, ``a * b``, ``0.3 * a`` and ``a.stretched(5.0)`` make new
-    kernels of old ones.
+    Kernels of equal class and fields are equal; one that holds tensors, or is a module, equals itself alone.
+    ``a + b``, ``a * b``, ``0.3 * a`` and ``a.stretched(5.0)`` make new kernels of old ones.
     """
 
     prior_variance: float = 1.0
@@ -77,16 +80,31 @@ class Kernel(ABC):
     __rmul__ = __mul__
 
     def __eq__(self, other: object) -> bool:
-        """Class and fields decide."""
-        return type(self) is type(other) and vars(self) == vars(other)
+        """Class and fields decide, or identity."""
+        if self is other or type(self) is not type(other) or _is_its_own(self) or _is_its_own(other):
+            return self is other
+        return vars(self) == vars(other)
 
     def __hash__(self) -> int:
         """Consistent with equality."""
+        if _is_its_own(self):
+            return object.__hash__(self)
         return hash((type(self), *vars(self).values()))
 
     def __repr__(self) -> str:
         """The expression that makes the kernel."""
         return f"{type(self).__name__}()"
+
+
+def _is_its_own(kernel: object) -> bool:
+    """Whether identity decides: what is learned changes, and tensors have no one answer to whether they are equal."""
+    return isinstance(kernel, nn.Module) or any(map(_holds_tensors, vars(kernel).values()))
+
+
+def _holds_tensors(field: object) -> bool:
+    if isinstance(field, (list, tuple)):
+        return any(map(_holds_tensors, field))
+    return isinstance(field, (Tensor, np.ndarray))
 
 
 class Composite(Kernel):

@@ -6,8 +6,10 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from skrl import (
     AveragingHead,
@@ -121,6 +123,61 @@ def test_copies_are_equal() -> None:
     kernel = 0.3 * Gaussian() + 0.7 * Laplace().stretched(5.0)
     assert copy.deepcopy(kernel) == kernel
     assert len({kernel, copy.deepcopy(kernel), 0.3 * Gaussian() + 0.7 * Laplace()}) == 2
+
+
+class LearnedRates(nn.Module, Kernel):
+    """A mean of exponentials whose rates are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = nn.Parameter(torch.tensor([0.5, 1.0, 2.0]))
+
+    def __call__(self, r: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-r.unsqueeze(-1) * self.rates).mean(-1)
+
+
+class HeldRates(Kernel):
+    """The same with rates in a field of a plain object."""
+
+    def __init__(self, rates: object) -> None:
+        self.rates = rates
+
+    def __call__(self, r: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-r.unsqueeze(-1) * torch.as_tensor(self.rates)).mean(-1)
+
+
+def test_a_kernel_may_be_a_module() -> None:
+    """Its tensors belong to whatever module takes it."""
+    kernel = LearnedRates()
+    module = SparseKernel(torch.rand(20, 2), torch.rand(20, 1), kernel=kernel, lengthscale=0.5, ridge=0.1, k=5)
+    assert list(module.parameters()) == [kernel.rates]
+    module.eval().to(torch.float64)
+    assert not kernel.training
+    module(torch.rand(3, 2, dtype=torch.float64)).sum().backward()
+    assert kernel.rates.grad is not None
+    assert kernel.rates.grad.dtype is torch.float64
+    assert kernel.rates.grad.abs().min() > 0.0
+    assert list(ResidualHead(2, 10, 3, kernel=kernel).parameters()) == [kernel.rates]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        LearnedRates,
+        lambda: HeldRates(torch.ones(3)),
+        lambda: HeldRates([torch.ones(3)]),
+        lambda: HeldRates(np.ones(3)),
+        lambda: HeldRates(torch.ones(3)).stretched(2.0) + Laplace(),
+    ],
+)
+def test_a_kernel_with_tensors_equals_itself_alone(make: Callable[[], Kernel]) -> None:
+    kernel = make()
+    assert kernel == kernel
+    assert kernel != make()
+    assert kernel != copy.deepcopy(kernel)
+    assert len({kernel, make(), kernel}) == 2
+    assert 0.5 * kernel == 0.5 * kernel
+    assert hash(kernel + Gaussian()) == hash(kernel + Gaussian())
 
 
 class Doubled(Kernel):
