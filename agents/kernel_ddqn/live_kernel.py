@@ -38,7 +38,7 @@ class LiveKernel(ReplayKernel):
         self.model = model
         super().__init__(policy.online, policy.target, ReplayView.of(model), rng)
         # Only such backups need corrections of stored states.
-        self.reads_every_state = self.continues or self.looks_ahead
+        self.reads_every_state = self.carries_values
         self._updates_seen: int | None = None
 
     def after_rollout(self) -> None:

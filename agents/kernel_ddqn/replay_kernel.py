@@ -18,6 +18,7 @@ from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.replicates import ReplicateRule
 from agents.kernel_ddqn.correction_table import CorrectionTable
 from agents.kernel_ddqn.kernel_network import KernelNetwork
+from agents.kernel_ddqn.past_network import PastNetwork
 from skrl.memory.subsets import newest_and_uniform, newest_of_each
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_weights import bounded_correction
@@ -95,7 +96,10 @@ class ReplayKernel:
         self.corrects_targets = self.config.applies_to != "acting"
         self.looks_ahead = self.config.exploration == "lookahead"
         self.continues = self.config.backup == "continue" or isinstance(self.head, NetworkFreeHead)
-        self.reads_every_state = self.corrects_targets or self.continues or self.looks_ahead
+        self.carries_values = self.continues or self.looks_ahead
+        self.reads_every_state = self.corrects_targets or self.carries_values
+        # The network that the residuals are relative to, where values go on; that of now until there are any.
+        self.past_network = PastNetwork(q_net_target)
         # Of the states that supports lead to, [A, m], where they are needed: values, and optimistic ones.
         self.next_values = self.next_optimistic = torch.zeros(0, device=self.head.lengthscale.device)
         self.supports: Supports | None = None
@@ -153,7 +157,7 @@ class ReplayKernel:
     @torch.no_grad()
     def rebuild(self) -> None:
         """Choose supports, standardise features, find neighbours and weights of every next state, then re-base."""
-        if (self.continues or self.looks_ahead) and bool(self.head.memory.mask.any()):
+        if self.carries_values and bool(self.head.memory.mask.any()):
             # Values go on from what the supports of until now, or of a loaded model, say of every stored state.
             self.table.localise(self.table.read_new())
         self.feature_map.freeze(self.q_net_target.trunk())
@@ -190,6 +194,8 @@ class ReplayKernel:
         self.head.write_targets(residuals)
         if self.looks_ahead:
             self._look_ahead(supports, present, next_prior)
+        if self.carries_values:
+            self.past_network.keep()
         self.q_net_target.copy_kernel(self.q_net)
         changed = (self.next_values.argmax(0) != before.argmax(0)) & supports.filled
         self.diagnostics.changed_share = changed.sum() / supports.filled.sum()
@@ -289,9 +295,9 @@ class ReplayKernel:
 
     def _place_supports(self, features: Float[Tensor, "actions points dim"], sizes: Tensor, steps: NStep) -> None:
         """Write chosen supports to the memory; ``steps`` are the returns that begin there."""
-        if self.continues or self.looks_ahead:
-            # The supports of until now know what the new ones lead to.
-            prior = self._prior_means(self.view.next_observations(steps.last_slots))
+        if self.carries_values:
+            # The supports of until now know what the new ones lead to, beside the network that they were to correct.
+            prior = in_parts(self.past_network.prior_mean, self.view.next_observations(steps.last_slots), CHUNK)
             self.next_values = (prior + self.table.lookup(steps.last_slots)).mT
             self.next_optimistic = (prior + self.table.read(steps.last_slots, self.head.optimistic_targets)).mT
         self.head.memory.write(features, sizes)

@@ -96,6 +96,33 @@ def test_residuals_are_the_backed_up_targets_minus_the_target_network(backup: st
     assert not stored[~supports.filled].any()
 
 
+@pytest.mark.parametrize(
+    "carries", [{"backup": "continue"}, {"exploration": "lookahead"}], ids=["continue", "lookahead"]
+)
+def test_what_the_network_learned_of_the_correction_is_not_counted_twice_by_new_supports(
+    carries: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that go on are those of the network before the target update and what was to correct that one."""
+    model = _trained(kernel={**SETTINGS["kernel"], **carries})
+    kernel = _kernel(model)
+    assert kernel.supports is not None
+    # The same supports again, so that what they knew of their next states is known to the test.
+    slots, sizes = kernel._choose(kernel.view.slots())
+    monkeypatch.setattr(kernel, "_choose", lambda usable: (slots, sizes))
+    kernel.rebuild()
+    known, optimistic = kernel.next_values.clone(), kernel.next_optimistic.clone()
+    begun: list[torch.Tensor] = []
+    back_up = kernel._back_up
+    monkeypatch.setattr(kernel, "_back_up", lambda *args: (begun.append(args[1].clone()), back_up(*args))[1])
+    for network in (model.q_net, model.q_net_target):
+        torch.nn.init.constant_(network.q_net[-1].bias, 5.0)
+    kernel.rebuild()
+    expected = [known if kernel.continues else kernel._prior_means(kernel.supports.next_observations).mT]
+    expected += [optimistic] if kernel.looks_ahead else []
+    for start, values in zip(begun, expected, strict=True):
+        torch.testing.assert_close(start, values, rtol=0.0, atol=1e-4)
+
+
 def test_the_refresh_follows_the_target_update(networks_equal_at_refresh: list[bool]) -> None:
     _trained()
     assert len(networks_equal_at_refresh) >= 10
