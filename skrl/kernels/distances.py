@@ -52,12 +52,12 @@ def cross_distances(
 def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tensor, "*batch neighbors neighbors"]:
     """Distances within every block of points: by differences in few dimensions, else through one centred product.
 
-    The product needs no [*batch, k, k, d] array. It is centred on the median of a few of the block's points: so the
-    cancellation error of two points is relative to their distances from there instead of their offset, and a single
-    neighbour far from the others, be it the nearest or the last, which would carry a mean away, costs the others no
-    digit. Squares below that error are set to exactly zero, so that duplicates are at distance zero and not at the
-    square root of a rounding error. So are points that in float32 are a thousandth of their distance from the centre
-    apart, which hardly happens by chance in many dimensions.
+    The product needs no [*batch, k, k, d] array, and is taken in float64: in float32 its cancellation would cost points
+    that lie close together and far from the others, as in a block across clumps, all their digits. It is centred on the
+    median of a few of the block's points: so the error that is left, some 1e-16 of the squared distances of two points
+    from there, does not depend on their offset, and a single neighbour far from the others, be it the nearest or the
+    last, which would carry a mean away, costs the others no digit. Squares below that error are set to exactly zero, so
+    that duplicates are at distance zero and not at the square root of a rounding error.
 
     Args:
         points: blocks of k points, [*batch, k, d].
@@ -67,14 +67,16 @@ def block_distances(points: Float[Tensor, "*batch neighbors dim"]) -> Float[Tens
     """
     if points.shape[-1] <= DIFFERENCES_DIM:
         return safe_sqrt((points.unsqueeze(-2) - points.unsqueeze(-3)).square().sum(-1))
+    # Apple's accelerators have no float64.
+    wide = points if points.device.type == "mps" else points.double()
     # Distances do not depend on the centre, so that no gradient has to pass through it.
-    centred = points - median_point(points[..., :: max(1, points.shape[-2] // BLOCK_SAMPLE), :]).detach()
+    centred = wide - median_point(wide[..., :: max(1, points.shape[-2] // BLOCK_SAMPLE), :]).detach()
     products = centred @ centred.mT
     norms = products.diagonal(dim1=-2, dim2=-1)
     sums = norms.unsqueeze(-1) + norms.unsqueeze(-2)
     squared = sums - 2.0 * products
-    noise = (4.0 * torch.finfo(points.dtype).eps) * sums.detach()
-    return safe_sqrt(torch.where(squared <= noise, 0.0, squared))
+    noise = (4.0 * torch.finfo(wide.dtype).eps) * sums.detach()
+    return safe_sqrt(torch.where(squared <= noise, 0.0, squared).to(points.dtype))
 
 
 def median_point(points: Float[Tensor, "*batch points dim"]) -> Float[Tensor, "*batch one dim"]:

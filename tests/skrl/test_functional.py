@@ -616,3 +616,13 @@ def test_a_far_support_among_the_neighbours_changes_no_digit(monkeypatch: pytest
     answer = sparse_kernel(*given.to(torch.float32), k=32, lengthscale=2.0, ridge=0.1)
     torch.testing.assert_close(answer.mean.double(), expected.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(answer.variance.double(), expected.variance, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [DIFFERENCES_DIM, 12])
+def test_systems_across_clumps_are_right_in_single_precision(path: str, dim: int) -> None:
+    centres, clump = 1600.0 * torch.randn(6, dim), torch.arange(60) % 6
+    features = centres[clump] + torch.randn(60, dim)
+    queries, targets = centres + torch.randn(6, dim), torch.randn(60, 1)
+    answer = sparse_kernel(queries, features, targets, lengthscale=2.0 * math.sqrt(dim), ridge=0.01, k=60)
+    exact = oracle(Sets(queries, features, targets), "matern32", 2.0 * math.sqrt(dim), 0.01, 60, "hard")
+    assert_near(answer, exact, 1e-3)

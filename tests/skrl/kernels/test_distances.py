@@ -201,3 +201,17 @@ def test_near_points_in_a_wide_block_keep_their_distance(dim: int) -> None:
     points = torch.zeros(3, dim)
     points[:, 0] = torch.tensor([0.0, 3e-4, 3.0])
     assert block_distances(points)[0, 1].item() == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize("dim", [DIFFERENCES_DIM, DIFFERENCES_DIM + 1, 64])
+@pytest.mark.parametrize(("separation", "tolerance"), [(100.0, 1e-6), (5000.0, 1e-6), (1e5, 1e-4)])
+def test_a_block_across_clumps_keeps_the_distances_within_each(dim: int, separation: float, tolerance: float) -> None:
+    """A product in float32 loses the digits of all clumps but the one in the middle, and then all of the distance."""
+    centres, clump = separation * torch.randn(6, dim), torch.arange(36) % 6
+    points = (centres[clump] + torch.randn(36, dim)).requires_grad_()
+    within = (clump.unsqueeze(0) == clump.unsqueeze(1)) & ~torch.eye(36, dtype=torch.bool)
+    left, right = within.nonzero(as_tuple=True)
+    distances, expected = block_distances(points)[within], (points[left].double() - points[right].double()).norm(dim=1)
+    torch.testing.assert_close(distances.double(), expected, rtol=tolerance, atol=0.0)
+    ours, theirs = (torch.autograd.grad(values.sum(), points)[0] for values in (distances, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
