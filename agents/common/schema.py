@@ -242,15 +242,17 @@ def _whole(value: Any, name: str) -> int:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     number = _read_number(value) if isinstance(value, str) else None
-    if number is not None and float(number).is_integer():
+    if isinstance(number, int) or (number is not None and number.is_integer()):
         return int(number)
     raise _wrong_type(value, "a whole number", name)
 
 
 def _real(value: Any, name: str) -> float:
     number = _read_number(value) if isinstance(value, str) else value
-    if isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number):
-        return float(number)
+    if isinstance(number, Real) and not isinstance(number, bool):
+        with suppress(OverflowError):  # a whole number beyond all floats
+            if math.isfinite(number):
+                return float(number)
     raise _wrong_type(value, "a finite number", name)
 
 

@@ -36,3 +36,14 @@ def test_every_localisation_can_be_chosen() -> None:
     assert get_args(get_type_hints(KernelConfig)["localisation"]) == LOCALISATIONS
     assert KernelConfig(head="network_free", localisation="continuous", lengthscale_rule="leave_one_out").k == 16
     assert KernelConfig(head="averaging", applies_to="acting", features="both").k == 16
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), str(10**400), "1e400"], ids=["large", "small", "text", "real"])
+def test_a_number_beyond_all_floats_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"kernel\.ridge is .*, but must be a finite number"):
+        KernelConfig(ridge=value)
+
+
+def test_a_whole_number_as_text_may_be_as_large_as_any() -> None:
+    huge: Any = str(10**400)
+    assert KernelConfig(k=huge).k == 10**400
