@@ -53,10 +53,18 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
 
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
     argument of :class:`stable_baselines3.DQN` and honours n-step returns. Beyond the target it differs from SB3's DQN
-    in four ways: the loss can follow the scale of the rewards, see ``huber_threshold``; exploration draws from its own
-    seeded generator, independently for every environment, and its actions can last, see ``exploration_zeta``; an update
-    whose loss or gradient is not finite is skipped, counted, and after many in a row ends the run with
-    :class:`~agents.common.nonfinite.NonFiniteError`; and ``save`` never leaves a half-written file.
+    in this:
+
+    - The loss can follow the scale of the rewards, see ``huber_threshold``, and Adam steps through all parameters in
+      one fused call, unless ``policy_kwargs`` asks for another optimizer or another way.
+    - An update whose loss or gradient is not finite is skipped, counted, and after many in a row ends the run with
+      :class:`~agents.common.nonfinite.NonFiniteError`.
+    - Exploration draws from its own seeded generator, independently for every environment, and its actions can last,
+      see ``exploration_zeta``.
+    - Where learning resets the environment, stored episodes end as at a time limit, and no return runs on into what
+      follows; after a rollout that was broken off it always resets.
+    - ``save`` never leaves a half-written file, arguments of policy and buffer are saved as they were given, and
+      TensorBoard's runs have the name of this class.
 
     Args:
         policy: as for SB3's DQN.
