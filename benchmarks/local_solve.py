@@ -2,6 +2,7 @@
 
 Every rival runs in a process of its own, alternating with ours. Finished cells of the same commit are skipped. The exit
 status is 1 when results differ, a rival raises or a process dies, and 2 when nothing that is asked for can be measured.
+Records lie in a file beside the results, which stay as they are until every process has ended well.
 
 python benchmarks/local_solve.py
 python benchmarks/local_solve.py --batch 1 32 --neighbors 16 --points 100000 --rivals kneighbors --results /tmp/trial
@@ -22,12 +23,13 @@ from pathlib import Path
 import tyro
 from local_solve_contenders import Contender
 from local_solve_problem import POOL
-from local_solve_records import Cell, Record, read, write
+from local_solve_records import Cell, Record, read, to_csv
 from local_solve_report import Run, markdown
 from local_solve_rivals import RIVALS
 from local_solve_worker import Job
 
 from agents.training.provenance import commit
+from agents.training.runs import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "local_solve"
@@ -85,7 +87,7 @@ class Grid:
 
     results: Path = RESULTS
     """Where the results go, without the suffix: .csv and .md are added. Records of another commit that lie there are
-    dropped, so a trial belongs elsewhere."""
+    replaced, so a trial belongs elsewhere."""
 
     force: bool = False
     """Forget finished cells and measure them again."""
@@ -104,8 +106,13 @@ class Grid:
 
     @property
     def csv(self) -> Path:
-        """Records."""
+        """Records of the last grid that was completed."""
         return self.results.with_name(f"{self.results.name}.csv")
+
+    @property
+    def unfinished(self) -> Path:
+        """Records of a grid that goes on, or was interrupted."""
+        return self.results.with_name(f"{self.results.name}.unfinished.csv")
 
     @property
     def markdown(self) -> Path:
@@ -145,7 +152,7 @@ def jobs(grid: Grid, part: str, name: str, finished: Keys, code: str) -> list[Pr
 
 
 def _job(grid: Grid, part: str, name: str, todo: list[Work], code: str) -> Job:
-    return Job(part, name, todo, grid.rounds, grid.seconds_per_cell, grid.threads_of(part), str(grid.csv), code)
+    return Job(part, name, todo, grid.rounds, grid.seconds_per_cell, grid.threads_of(part), str(grid.unfinished), code)
 
 
 def start(job: Job, environment: dict[str, str]) -> bool:
@@ -167,12 +174,17 @@ def start(job: Job, environment: dict[str, str]) -> bool:
 def kept(grid: Grid, code: str) -> list[Record]:
     """Records of an earlier run that still count: of the same commit without local changes, as many threads, and ok.
 
-    All others are dropped, so that one file never mixes commits.
+    All others are dropped, so that one file never mixes commits. An interrupted grid began with those of the completed
+    one.
     """
     if grid.force or code.endswith(("-dirty", UNKNOWN)):
         return []
-    records = [record for record in read(grid.csv) if record.status == "ok"]
-    return [record for record in records if (record.commit, record.threads) == (code, grid.threads_of(record.part))]
+
+    def counts(record: Record) -> bool:
+        origin = (record.status, record.commit, record.threads)
+        return origin == ("ok", code, grid.threads_of(record.part))
+
+    return list(filter(counts, read(grid.unfinished))) or list(filter(counts, read(grid.csv)))
 
 
 def not_installed(grid: Grid) -> list[str]:
@@ -211,19 +223,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     earlier = kept(grid, code)
     needed = processes(grid, {record.key for record in earlier}, code)
-    write(grid.csv, earlier)
-    ended_well = True
-    for job, environment in needed:
-        ended_well &= start(job, environment)
-    records = read(grid.csv)
-    write(grid.csv, records)
+    write_text(grid.unfinished, to_csv(earlier))
+    ended_well = [start(job, environment) for job, environment in needed]
+    if not all(ended_well):
+        print(
+            f"local_solve.py: {grid.csv} stays as it is; {grid.unfinished} holds what was measured, and of a clean "
+            "commit the same command goes on from there, or without a rival that dies (--rivals)",
+            file=sys.stderr,
+        )
+        return 1
+    records = read(grid.unfinished)
     run = Run(tuple(arguments), code, grid.threads, load, len(earlier), tuple(missing))
-    grid.markdown.write_text(markdown(records, run), encoding="utf-8")
+    write_text(grid.csv, to_csv(records))
+    write_text(grid.markdown, markdown(records, run))
+    grid.unfinished.unlink()
     wrong = sum(record.status != "ok" for record in records)
     print(f"{len(records)} records, {wrong} wrong, {time.perf_counter() - started:.0f} s: {grid.markdown}")
     for name in missing:
         print(f"{name} is not installed: pip install -e '.[bench]'", file=sys.stderr)
-    return int(bool(wrong) or not ended_well)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -85,30 +86,32 @@ def read(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         records = [_parse(row) for row in reader] if reader.fieldnames == _NAMES else []
     return list({record.key: record for record in records}.values())
 
 
-def write(path: Path, records: Iterable[Record]) -> None:
-    """Write a file anew, in the order of the grid."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerow(_NAMES)
-    for record in sorted(records, key=lambda record: (record.part, record.rival, record.precision, record.cell)):
-        append(path, record)
+def to_csv(records: Iterable[Record]) -> str:
+    """The text of a file, in the order of the grid."""
+    text = io.StringIO()
+    ordered = sorted(records, key=lambda record: (record.part, record.rival, record.precision, record.cell))
+    csv.writer(text).writerows([_NAMES, *map(_row, ordered)])
+    return text.getvalue()
 
 
 def append(path: Path, record: Record) -> None:
     """Add a row to a file that exists."""
-    values = asdict(record)
-    row = [f"{value:.5g}" if isinstance(value, float) else value for value in (values[name] for name in _NAMES)]
-    with path.open("a", newline="") as file:
-        csv.writer(file).writerow(row)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(_row(record))
 
 
 _NAMES = [field.name for field in fields(Record)]
+
+
+def _row(record: Record) -> list[object]:
+    values = asdict(record)
+    return [f"{value:.5g}" if isinstance(value, float) else value for value in (values[name] for name in _NAMES)]
 
 
 def _parse(row: dict[str, str]) -> Record:

@@ -15,7 +15,7 @@ from local_solve_acting import measure as measure_acting
 from local_solve_contenders import OurPrediction
 from local_solve_duel import Duel
 from local_solve_problem import Problem, distance, matern32
-from local_solve_records import Cell, Record, append, read, write
+from local_solve_records import Cell, Record, append, read, to_csv
 from local_solve_report import Run, markdown, summarise
 from local_solve_rivals import RIVALS, NumpySolve
 from local_solve_worker import Job, records
@@ -60,7 +60,7 @@ def test_every_rival_gives_our_numbers(part: str, name: str, tmp_path: Path) -> 
     if local_solve.is_missing(rival):
         pytest.skip(f"{', '.join(rival.requires)} not installed: pip install -e '.[bench]'")
     if rival.one_process_per_precision:
-        write(path := tmp_path / "cells.csv", [])
+        (path := tmp_path / "cells.csv").write_text(to_csv([]))
         for precision in rival.precisions:
             assert local_solve.start(job(part, name, path, (precision,)), rival.environment(precision))
         found = read(path)
@@ -222,10 +222,10 @@ def test_the_report_counts_cells_and_bars() -> None:
 
 
 def test_records_survive_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "cells.csv"
+    path = tmp_path / "cells.csv"
     first = made_up("predict", "numpy", 0.5)
     second = replace(first, precision="float64", our_us=None, rival_us=None, ratio=None, note="a, b\n“c”")
-    write(path, [second, first])
+    path.write_text(to_csv([second, first]))
     assert sorted(read(path), key=lambda record: record.precision) == [first, second]
     append(path, replace(first, ratio=2.0))
     assert [record.ratio for record in read(path) if record.key == first.key] == [2.0]
@@ -257,6 +257,39 @@ def test_the_command_measures_once(
     assert local_solve.main(words) == 1
 
 
+def test_results_stay_until_the_grid_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = local_solve.Grid(results=tmp_path / "records")
+    words = ["--batch", "2", "--neighbors", "4", "8", "--points", "80", "--dim", "3", "--parts", "predict", "--rivals"]
+    words += ["numpy", "--results", str(grid.results)]
+    grid.csv.write_text(to_csv([made_up("predict", "numpy", 0.5)]))  # of another commit
+    grid.markdown.write_text("of another commit")
+    published = [path.read_bytes() for path in (grid.csv, grid.markdown)]
+    asked: list[int] = []
+
+    def measured(job: Job, environment: dict[str, str]) -> bool:
+        asked.append(len(job.todo))
+        for precision, cell in job.todo[:3]:
+            append(Path(job.results), Record(job.part, job.rival, *cell, precision, "ok", job.commit, job.threads))
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return len(asked) > 2
+
+    monkeypatch.setattr(local_solve, "commit", lambda: "new")
+    monkeypatch.setattr(local_solve, "start", measured)
+    with pytest.raises(KeyboardInterrupt):
+        local_solve.main(words)
+    assert local_solve.main(words) == 1
+    assert f"{grid.csv} stays as it is" in capsys.readouterr().err
+    assert [path.read_bytes() for path in (grid.csv, grid.markdown)] == published
+    assert local_solve.main([*words, "--neighbors", "4", "8", "16"]) == 0
+    assert asked == [4, 1, 2]  # what was measured before is not asked for again
+    assert {record.commit for record in read(grid.csv)} == {"new"}
+    assert len(read(grid.csv)) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["records.csv", "records.md"]
+
+
 def test_half_an_acting_query_is_measured_again() -> None:
     records = measure_acting(rounds=1, commit="abc")
     assert {record.rival for record in records} == set(local_solve.ACTING)
@@ -283,7 +316,7 @@ def test_where_nothing_can_be_measured_the_records_stay(
     monkeypatch.setattr(local_solve, "is_missing", lambda rival: "gpytorch" in rival.requires)
     monkeypatch.setattr(local_solve, "start", lambda job, environment: pytest.fail("nothing was to be measured"))
     grid = local_solve.Grid(results=tmp_path / "records")
-    write(grid.csv, [made_up("predict", "numpy", 0.5)])
+    grid.csv.write_text(to_csv([made_up("predict", "numpy", 0.5)]))
     before = grid.csv.read_bytes()
     assert local_solve.main([*words, "--results", str(grid.results)]) == 2
     assert message in capsys.readouterr().err
