@@ -77,9 +77,11 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, 
         self.policy.set_training_mode(False)
 
     def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """With the optimizer of QRDQN."""
-        own = {"optimizer_class": torch.optim.Adam, "optimizer_kwargs": {"eps": 0.01 / self.batch_size}}
-        return super()._policy_arguments(given if "optimizer_class" in given else {**given, **own})
+        """With the optimizer of QRDQN, unless another is given."""
+        if "optimizer_class" not in given:
+            settings = {"eps": 0.01 / self.batch_size, **(given.get("optimizer_kwargs") or {})}
+            given = {**given, "optimizer_class": torch.optim.Adam, "optimizer_kwargs": settings}
+        return super()._policy_arguments(given)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -35,8 +35,8 @@ def _trained(**settings: Any) -> KernelQRDQN:
 
 
 def test_with_an_empty_memory_it_learns_exactly_as_qrdqn() -> None:
-    plain = QRDQN("MlpPolicy", "CartPole-v1", policy_kwargs=NETWORK, **SETTINGS).learn(300)
-    kernel = QRDQN(KernelQRDQNPolicy, "CartPole-v1", policy_kwargs=NETWORK, **SETTINGS).learn(300)
+    plain = QRDQN("MlpPolicy", "CartPole-v1", policy_kwargs=dict(NETWORK), **SETTINGS).learn(300)
+    kernel = QRDQN(KernelQRDQNPolicy, "CartPole-v1", policy_kwargs=dict(NETWORK), **SETTINGS).learn(300)
     theirs = dict(plain.policy.named_parameters())
     for name, parameter in kernel.policy.named_parameters():
         assert torch.equal(parameter, theirs[name]), name
@@ -159,3 +159,14 @@ def test_the_bonus_follows_its_schedule() -> None:
     model.learn(100, callback=watch)
     assert np.abs(seen[1:]).max() < 1e-9
     assert model.policy.online.bonus == 0.0
+
+
+@pytest.mark.parametrize("given", [{}, {"weight_decay": 0.5}, {"eps": 0.25, "amsgrad": True}])
+def test_arguments_of_the_optimizer_are_added_to_those_of_qrdqn(given: dict[str, Any], tmp_path: Path) -> None:
+    asked = {**NETWORK, "optimizer_kwargs": given}
+    model = KernelQRDQN("MlpPolicy", "CartPole-v1", policy_kwargs=asked, **SETTINGS)
+    model.save(tmp_path / "model.zip")
+    for each in (model, KernelQRDQN.load(tmp_path / "model.zip", device="cpu", policy_kwargs=asked)):
+        assert type(each.policy.optimizer) is torch.optim.Adam
+        defaults = {"eps": 0.01 / SETTINGS["batch_size"], **given}
+        assert {name: each.policy.optimizer.defaults[name] for name in defaults} == defaults
