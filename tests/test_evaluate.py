@@ -33,7 +33,7 @@ PPO = [*SHORT, "--n-envs", "4", "--n-steps", "10", "--batch-size", "40", "--norm
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     words = PPO if request.param == "ppo" else QUICK
-    words = [*words, "--target-update-interval", "1"] if request.param == "qrdqn" else words
+    words = [*words, "--target-update-interval", "1", "--train-freq", "64"] if request.param == "qrdqn" else words
     assert train.main([*words, "--agent", request.param, "--run-dir", str(folder)]) == 0
     return folder
 

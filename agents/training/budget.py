@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from agents.common.schema import ConfigError
-from agents.training.config import ActorCriticConfig, PPOConfig, QLearningConfig, RunConfig
+from agents.training.command_line import spelled
+from agents.training.config import ActorCriticConfig, DeepQConfig, KernelQConfig, PPOConfig, QLearningConfig, RunConfig
 
 
 def check_budget(config: RunConfig) -> None:
     """Make sure that an agent does not end as it began.
 
     Raises:
-        ConfigError: the budget ends within the first rollout of an agent that learns from whole ones, or within the
-            steps that a replay buffer is filled before the first update; or a rollout is a single step.
+        ConfigError: the budget ends within the first rollout of an agent that learns from whole ones, or before the
+            first update of one that fills a replay buffer first; or a rollout is a single step, or a round of updates
+            has none.
     """
     budget = f"total_timesteps is {config.total_timesteps}"
     if isinstance(config, PPOConfig):
@@ -26,8 +28,26 @@ def check_budget(config: RunConfig) -> None:
                 f"{budget}, but the first rollout of {config.agent} takes {rollout} steps (n_steps {config.n_steps} x "
                 f"n_envs {config.n_envs}), so nothing would be learned; raise --total-timesteps or lower --n-steps"
             )
-    if isinstance(config, QLearningConfig | ActorCriticConfig) and config.learning_starts >= config.total_timesteps:
+    if isinstance(config, DeepQConfig | ActorCriticConfig) and config.gradient_steps == 0:
         raise ConfigError(
-            f"{budget}, but the first update of {config.agent} comes after learning_starts {config.learning_starts} "
-            "steps, so nothing would be learned; raise --total-timesteps or lower --learning-starts"
+            f"gradient_steps is 0, so {config.agent} would learn nothing; give --gradient-steps 1 or more, or -1 for "
+            "as many as environment steps since the last round"
         )
+    if isinstance(config, QLearningConfig | ActorCriticConfig):
+        setting, period = _update_period(config)
+        first = (config.learning_starts // period + 1) * period
+        if first > config.total_timesteps:
+            copies = " or --n-envs" if config.n_envs > 1 else ""
+            raise ConfigError(
+                f"{budget}, but the first update of {config.agent} comes after learning_starts "
+                f"{config.learning_starts} steps, at step {first}, since updates come every {period} steps ({setting} "
+                f"{getattr(config, setting)}, n_envs {config.n_envs}), so nothing would be learned; raise "
+                f"--total-timesteps or lower --learning-starts or {spelled(setting)}{copies}"
+            )
+
+
+def _update_period(config: QLearningConfig | ActorCriticConfig) -> tuple[str, int]:
+    """The setting that says how often values change, and the environment steps from one change to the next."""
+    if isinstance(config, KernelQConfig):
+        return "target_update_interval", max(config.target_update_interval // config.n_envs, 1) * config.n_envs
+    return "train_freq", config.train_freq * config.n_envs

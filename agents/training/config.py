@@ -57,7 +57,7 @@ class RunConfig:
     device: str = "auto"
     """Torch device; auto takes a GPU when there is one."""
 
-    threads: Count = 1
+    threads: Annotated[int, Range(least=1, most=1024)] = 1
     """CPU threads of torch; small networks are fastest with one."""
 
     n_evaluations: Count = 10

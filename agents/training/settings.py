@@ -22,7 +22,7 @@ from agents.common.schema import (
     merge,
     to_plain,
 )
-from agents.training.command_line import Flags, flat_flags, nest_flags
+from agents.training.command_line import Flags, flat_flags, nest_flags, spelled
 from agents.training.config import RunConfig
 from agents.training.registry import AGENTS, AgentSpec, check_config, find_agent
 
@@ -157,9 +157,15 @@ def _checked(spec: AgentSpec, values: Mapping[str, Any], source: str, *, command
 
 
 def _for_agent(spec: AgentSpec, flags: Flags) -> Values:
-    """Flags as nested settings; a flag of another agent is named as such."""
+    """Flags as nested settings; one of another agent is named as such, and so is a group without a name."""
+    known = leaf_types(spec.config)
     for name in flags:
-        if name not in leaf_types(spec.config) and (complaint := _other_owner(spec, name)):
+        if inside := [leaf for leaf in known if leaf.startswith(f"{name}.")]:
+            group = spelled(name)
+            raise ConfigError(
+                f"{group} is a group of settings; give {group}.NAME VALUE, for example {spelled(inside[0])}"
+            )
+        if name not in known and (complaint := _other_owner(spec, name)):
             raise ConfigError(complaint)
     return nest_flags(spec.config, flags)
 

@@ -165,10 +165,41 @@ def test_every_budget_holds_a_rollout(agent: str, env_id: str) -> None:
         check_budget(dataclasses.replace(config, total_timesteps=config.n_steps * config.n_envs - 1))
 
 
-def test_what_sb3_and_numpy_refuse_by_an_assertion_is_refused_in_words() -> None:
+@pytest.mark.parametrize(
+    ("words", "first", "remedy"),
+    [
+        ("qrdqn --env LunarLander-v3 --total-timesteps 10200", 10_240, "--train-freq"),
+        ("zoo_dqn --total-timesteps 1010", 1024, "--train-freq"),
+        ("kernel_ddqn --total-timesteps 501", 504, "--train-freq"),
+        ("kernel_ddqn --total-timesteps 2000 --train-freq 4096", 4096, "--train-freq"),
+        ("kernel_ddqn --total-timesteps 900 --n-envs 256", 1024, "--train-freq or --n-envs"),
+        ("kernel_q --total-timesteps 599", 600, "--target-update-interval"),
+        ("kernel_q --total-timesteps 530 --n-envs 30", 540, "--target-update-interval or --n-envs"),
+        ("sac --env Pendulum-v1 --total-timesteps 100", 101, "--train-freq"),
+    ],
+)
+def test_updates_end_rounds_and_the_first_one_must_be_within_the_budget(words: str, first: int, remedy: str) -> None:
+    config = from_words("--agent", *words.split())
+    check_budget(dataclasses.replace(config, total_timesteps=first))
+    with pytest.raises(
+        ConfigError, match=f"first update of .* at step {first}, .* or lower --learning-starts or {remedy}$"
+    ):
+        check_budget(config)
+    with pytest.raises(ConfigError, match=f"at step {first}, "):
+        check_budget(dataclasses.replace(config, total_timesteps=first - 1))
+
+
+def test_rounds_without_gradient_steps_are_refused() -> None:
+    with pytest.raises(ConfigError, match="gradient_steps is 0, so sac would learn nothing; give --gradient-steps 1"):
+        check_budget(from_words("--agent", "sac", "--gradient-steps", "0"))
+    check_budget(from_words("--agent", "ddqn", "--gradient-steps", "-1"))
+
+
+def test_what_libraries_refuse_by_an_assertion_or_a_crash_is_refused_in_words() -> None:
     for agent, words, message in (
         ("ddqn", ["--seed", "5000000000"], "seed is 5000000000, but must be at least 0 and at most 4000000000"),
         ("ppo", ["--batch-size", "1"], "batch_size is 1, but must be at least 2"),
+        ("ddqn", ["--threads", "100000"], "threads is 100000, but must be at least 1 and at most 1024"),
     ):
         with pytest.raises(ConfigError, match=message):
             from_words("--agent", agent, *words)
@@ -237,6 +268,9 @@ def test_dump_and_load_give_the_same_settings(agent: str, tmp_path: Path) -> Non
         (("--agent", "qrdqn", "--max-grad-norm", "9"), "agent 'qrdqn' does not use 'max_grad_norm'"),
         (("--kernel.head", "averaging"), "use --agent knn_ddqn"),
         (("--agent", "knn_ddqn", "--kernel.head", "network_free"), "use --agent kernel_q"),
+        (("--kernel", "3"), "--kernel is a group of settings; give --kernel.NAME VALUE, for example --kernel.k"),
+        (("--agent", "dqk", "--kernel=3"), "--kernel is a group of settings; give --kernel.NAME VALUE"),
+        (("--agent", "ddqn", "--kernel", "3"), "agent 'ddqn' does not use 'kernel'; it belongs to kernel_ddqn"),
         (("--env-kwargs", "3"), "env_kwargs is '3' (str), but must be a mapping of names to values"),
         (("--env-kwargs.size", "3", "4"), "--env-kwargs.size takes one value, but got 2"),
         (("--env-kwargs.size", "[3"), "--env-kwargs.size is '[3', which is no YAML"),
