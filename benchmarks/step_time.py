@@ -26,12 +26,18 @@ from agents.common.schema import ConfigError
 from agents.training.config import RunConfig
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
+from agents.training.runs import write_text
 from agents.training.settings import resolve
 from envs import UnknownEnvironmentError, make_env
 from envs.make_env import require_known
 
 WARM_UP = 1500
 """Steps of the throw-away agents: enough for every loop of a refresh to have been called."""
+
+Timing = dict[str, Any]
+"""One call of this script: where its figures are from, and under `results` those of every environment."""
+Rows = dict[str, dict[str, Any]]
+"""Figures by environment."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class StepTime:
     """Alternations between the two agents."""
 
     results: Path = Path(__file__).resolve().parent / "results"
-    """Where step_time.json goes; a trial belongs elsewhere."""
+    """Where step_time.json goes, beside the timings of other agents and environments that it holds; a trial belongs
+    elsewhere."""
 
 
 def configured(agent: str, env: str) -> RunConfig:
@@ -113,21 +120,44 @@ def main(argv: Sequence[str]) -> int:
     settings = tyro.cli(StepTime, description=__doc__, args=argv)
     torch.set_num_threads(1)
     source = commit()
+    file = settings.results / "step_time.json"
     try:
+        earlier = read(file)
         rows = measure(settings)
     except (ConfigError, UnknownEnvironmentError) as error:
         print(f"step_time.py: {error}", file=sys.stderr)
         return 2
-    report = {
+    timing = {
         "command": shown_command("step_time.py", argv),
         "commit": source,
         "machine": f"{machine()}, one thread",
         "versions": versions(),
         "results": rows,
     }
-    settings.results.mkdir(parents=True, exist_ok=True)
-    (settings.results / "step_time.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps([*without(earlier, rows), timing], indent=2) + "\n")
     return 0
+
+
+def read(file: Path) -> list[Timing]:
+    """Timings of a file, which may be a single one; none where there is no file.
+
+    Raises:
+        ConfigError: the file is another one.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        return without(content if isinstance(content, list) else [content], {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file} holds no timings ({error!r}); move it away, or choose other --results") from error
+
+
+def without(timings: list[Timing], rows: Rows) -> list[Timing]:
+    """Timings without what has been measured anew: the same agents, whom the fields name, on the same environment."""
+
+    def kept(results: Rows) -> Rows:
+        return {env: row for env, row in results.items() if env not in rows or row.keys() != rows[env].keys()}
+
+    return [timing | {"results": results} for timing in timings if (results := kept(timing["results"]))]
 
 
 def round_steps(settings: StepTime, env: str, budget: int) -> int:
@@ -150,7 +180,7 @@ def round_steps(settings: StepTime, env: str, budget: int) -> int:
     return steps
 
 
-def measure(settings: StepTime) -> dict[str, dict[str, Any]]:
+def measure(settings: StepTime) -> Rows:
     """Milliseconds of a step of both agents, and their ratio, by environment.
 
     Raises:
@@ -163,7 +193,7 @@ def measure(settings: StepTime) -> dict[str, dict[str, Any]]:
         require_known(env)
     budgets = {env: configured(settings.agent, env).total_timesteps for env in settings.envs}
     steps_of = {env: round_steps(settings, env, budget) for env, budget in budgets.items()}
-    rows = {}
+    rows: Rows = {}
     for env, steps in steps_of.items():
         # Throw-away agents first: the compiled loops are translated once per installation, not once per step.
         throw_away = [make_model(name, env) for name in (settings.agent, settings.baseline)]
