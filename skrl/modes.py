@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,10 +44,74 @@ def _has_tangent(value: torch.Tensor) -> bool:
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:
-    """Autocast off within the block, on a type of device; free where it is off already."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    """Within the block autocast is off, on a type of device, and products of float32 are not rounded to less.
+
+    Free where that is so already. How products are rounded, :func:`torch.set_float32_matmul_precision`, is a setting of
+    the process: while any thread is within such a block, those of the others are not rounded either. Out of reach are a
+    program of torch.compile or torch.export, which multiplies as the process says when it runs, and the gradients that
+    autograd takes after the block.
+    """
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not torch.compiler.is_compiling() and (_PRODUCTS.within or rounds_products()):
+        return _cast_and_rounded_nowhere(device) if casts else _PRODUCTS
+    return torch.autocast(device, enabled=False) if casts else nullcontext()
+
+
+def rounds_products() -> bool:
+    """Whether torch may round the factors of a product of float32, to bfloat16 or TF32, by any of its settings."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # The settings of single backends say something else than the one for all.
+        return True
+
+
+@contextmanager
+def _cast_and_rounded_nowhere(device: str) -> Iterator[None]:
+    with _PRODUCTS, torch.autocast(device, enabled=False):
+        yield
+
+
+class _WholeProducts(AbstractContextManager[None]):
+    """Products of float32 in float32 while any thread is within: the first in sets it, the last out undoes it."""
+
+    def __init__(self) -> None:
+        self.within = 0
+        self._turn = threading.Lock()
+        self._before: tuple[str, list[str]] = "highest", []
+
+    def __enter__(self) -> None:
+        with self._turn:
+            # Counted before anything is set, since others look at the count first, and without waiting for their turn.
+            self.within += 1
+            if self.within == 1:
+                self._before = _everywhere(), [backend.fp32_precision for backend in _backends()]
+                torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *error: object) -> None:
+        with self._turn:
+            if self.within == 1:
+                everywhere, single = self._before
+                torch.set_float32_matmul_precision(everywhere)
+                for backend, precision in zip(_backends(), single, strict=True):
+                    if backend.fp32_precision != precision:
+                        backend.fp32_precision = "none"  # as all backends are, unless that is not what it was
+                    if backend.fp32_precision != precision:
+                        backend.fp32_precision = precision
+            self.within -= 1
+
+
+_PRODUCTS = _WholeProducts()
+
+
+def _everywhere() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"
+
+
+def _backends() -> tuple[Any, ...]:
+    return torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
 
 
 def precise(values: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from skrl.checks import check_lengthscale, check_ridge, floating
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import precise
+from skrl.modes import full_precision, precise
 from skrl.shapes import Float, Int, Shaped, Tensor
 
 
@@ -101,7 +101,7 @@ def p_greedy(
     points = precise(floating(features))
     kernel = make_kernel(kernel, features.shape[-1])
     _check_settings(points, capacity, kernel, lengthscale, ridge)
-    with torch.autocast(points.device.type, enabled=False):
+    with full_precision(points.device.type):
         chosen = _pivots(points, min(capacity, len(points)), kernel, lengthscale, ridge)
     return torch.tensor(chosen, dtype=torch.long, device=features.device)
 

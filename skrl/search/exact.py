@@ -9,7 +9,7 @@ import torch
 
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.distances import centred_points, ranking_scores
-from skrl.modes import precise, traced
+from skrl.modes import full_precision, precise, traced
 from skrl.search import compiled_search
 from skrl.search.neighbors import NeighborIndex, NeighborSearch
 from skrl.search.screening import MIN_DIM, MIN_POINTS, Screen, half_precision_pays
@@ -55,7 +55,8 @@ class ExactIndex(NeighborIndex):
         """See :class:`NeighborIndex`."""
         queries = queries.to(self.features.dtype)
         centred = queries if self.centre is None else queries - self.centre
-        indices, mask = self._nearest(centred, min(k, self.features.shape[-2]))
+        with full_precision(queries.device.type):
+            indices, mask = self._nearest(centred, min(k, self.features.shape[-2]))
         # An infinite query has scores of minus infinity as well, which are the smallest.
         finite = queries.isfinite().all(-1, keepdim=True)
         return torch.where(finite, indices, 0), mask & finite

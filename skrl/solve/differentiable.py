@@ -10,7 +10,7 @@ import torch
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
-from skrl.modes import batched, forwards, traced
+from skrl.modes import batched, forwards, full_precision, traced
 from skrl.search.neighbors import Localisation, Neighbors, gather_points, within_radius
 from skrl.shapes import Bool, Float, Int, Tensor
 from skrl.solve import compiled_solve
@@ -113,14 +113,15 @@ def _plain_gradients(
 ) -> list[Tensor | None]:
     """The same by operations that can be differentiated again, and whose outer gradients may be a batch."""
     again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Gradients stop at these aliases: one input may be a function of another, through the caller's own graph.
-        aliases = [value.view_as(value) for value in inputs]
-        outputs = _plain_answers(aliases, found, present, settings)
-    asked = [value for value, is_wanted in zip(aliases, wanted, strict=True) if is_wanted]
-    # The variance knows nothing of targets.
-    reached, outer = zip(*(pair for pair in zip(outputs, bars, strict=True) if pair[0].requires_grad), strict=True)
-    gradients = iter(torch.autograd.grad(reached, asked, outer, create_graph=again, allow_unused=True))
+    with full_precision(inputs[0].device.type):
+        with torch.enable_grad():
+            # Gradients stop at these aliases: one input may be a function of another, through the caller's own graph.
+            aliases = [value.view_as(value) for value in inputs]
+            outputs = _plain_answers(aliases, found, present, settings)
+        asked = [value for value, is_wanted in zip(aliases, wanted, strict=True) if is_wanted]
+        # The variance knows nothing of targets.
+        reached, outer = zip(*(pair for pair in zip(outputs, bars, strict=True) if pair[0].requires_grad), strict=True)
+        gradients = iter(torch.autograd.grad(reached, asked, outer, create_graph=again, allow_unused=True))
     return [next(gradients) if is_wanted else None for is_wanted in wanted]
 
 

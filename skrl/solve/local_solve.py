@@ -27,7 +27,7 @@ import torch
 
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import block_distances
-from skrl.modes import traced
+from skrl.modes import full_precision, traced
 from skrl.search.neighbors import Neighbors, gather_points
 from skrl.shapes import Bool, Float, Tensor
 
@@ -118,8 +118,10 @@ class LocalSystem:
         present = self.mask.unsqueeze(-1)
         window = torch.where(self.mask, self.window, 1.0)
         scaled = window.unsqueeze(-1) * torch.where(present, residuals, 0.0)
+        with full_precision(inverse.device.type):
+            products = inverse @ scaled
         diagonal = window * inverse.diagonal(dim1=-2, dim2=-1)
-        errors = torch.where(present, inverse @ scaled / diagonal.unsqueeze(-1), 0.0)
+        errors = torch.where(present, products / diagonal.unsqueeze(-1), 0.0)
         return errors, torch.where(self.mask, window * diagonal, 1.0)
 
 

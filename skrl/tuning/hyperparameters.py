@@ -12,7 +12,7 @@ from skrl.checks import as_neighbors, check_ridge
 from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import precise
+from skrl.modes import full_precision, precise
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, Neighbors, NeighborSearch, gather_points
 from skrl.shapes import Float, Tensor
@@ -101,7 +101,7 @@ def tune(
         default = DEFAULT_RIDGE * kernel.prior_variance if ridge is None else ridge
         return Tuned(1.0 if lengthscale is None else lengthscale, default, candidates[0], math.nan)
     unit = _spread(points) if lengthscale is None else lengthscale
-    with torch.autocast(points.device.type, enabled=False):
+    with full_precision(points.device.type):
         support = make_support(points, unit, search)
         standardised = (values / column_scales(values)).to(support.points.dtype)
         most = affordable_probes(probes, min(candidates[-1], len(points) - 1))
@@ -231,6 +231,7 @@ def leave_one_out_rmse(
         A scalar in the units of the targets, differentiable in ℓ and λ.
     """
     kernel = make_kernel(kernel, max(1, features.shape[-1]))
-    system = factorise(neighbors, features, kernel, lengthscale, ridge, radius)
-    residuals = gather_points(residuals, neighbors.indices).to(system.factor.dtype)
-    return system.root_mean_square(system.leave_one_out(residuals))
+    with full_precision(features.device.type):
+        system = factorise(neighbors, features, kernel, lengthscale, ridge, radius)
+        residuals = gather_points(residuals, neighbors.indices).to(system.factor.dtype)
+        return system.root_mean_square(system.leave_one_out(residuals))

@@ -26,7 +26,7 @@ from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import precise
+from skrl.modes import full_precision, precise
 from skrl.search.neighbors import (
     Localisation,
     NeighborIndex,
@@ -201,7 +201,7 @@ def leave_one_out_loss(
     kernel = make_kernel(kernel, max(1, features.shape[1]))
     features, residuals = precise(features), precise(residuals)
     check_rows("targets without prior_mean", residuals)
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device.type):
         support = make_support(features, lengthscale, search)
         most = affordable_probes(probes, min(k, len(features) - 1))
         rows = probe_rows(len(features), most, features.device)

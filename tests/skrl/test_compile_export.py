@@ -127,6 +127,18 @@ def test_compiled_module_heeds_autocast(skrl: ModuleType) -> None:
         assert_near(module(queries), expected)
 
 
+def test_products_that_may_be_rounded_break_no_graph(skrl: ModuleType) -> None:
+    """A program multiplies as the process says when it runs."""
+    module, queries = fixed_kernel(skrl), torch.randn(6, DIM)
+    expected = module(queries)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert_near(torch.compile(module, backend="eager", fullgraph=True)(queries), expected, 0.1)
+        exported_and_loaded(module, queries)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("name", ["ResidualHead", "AveragingHead"])
 def test_compiled_head_equals_the_plain_one(skrl: ModuleType, name: str) -> None:
     """Its counters, which are written in place, count alike."""
