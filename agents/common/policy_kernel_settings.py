@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+from stable_baselines3.common.policies import BasePolicy
 from typing_extensions import Self
 
 from agents.common.derived_settings import DerivedSettings
@@ -11,6 +12,9 @@ from agents.common.derived_settings import DerivedSettings
 
 class PolicyKernelSettings(DerivedSettings):
     """Mixed in before an algorithm whose policy holds the kernel: a loaded one cannot be given another."""
+
+    needed_policy: ClassVar[type[BasePolicy]]
+    """Class that the policy must extend."""
 
     kernel_settings: dict[str, Any] | None = None
     """What the algorithm itself was given of the kernel, before what its policy was given."""
@@ -32,3 +36,12 @@ class PolicyKernelSettings(DerivedSettings):
     def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         arguments = super()._policy_arguments(given)
         return arguments if self.kernel_settings is None else {**arguments, "kernel": self.kernel_settings}
+
+    def _setup_model(self) -> None:
+        # Before the policy is built: one without a kernel takes no settings of one.
+        if not issubclass(self.policy_class, self.needed_policy):
+            raise ValueError(
+                f"{type(self).__name__} needs a {self.needed_policy.__name__}, but got {self.policy_class.__name__}; "
+                "use 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'"
+            )
+        super()._setup_model()

@@ -40,8 +40,8 @@ class DQK(PolicyKernelSettings, DoubleDQN):
 
     Raises:
         ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.
-        ValueError: the replay buffer cannot be read by slot (:class:`HerReplayBuffer`, say), or is too small for the
-            supports.
+        ValueError: the policy has no such kernels, or the replay buffer cannot be read by slot
+            (:class:`HerReplayBuffer`, say) or is too small for the supports.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -49,6 +49,7 @@ class DQK(PolicyKernelSettings, DoubleDQN):
         "CnnPolicy": DQKCnnPolicy,
         "MultiInputPolicy": DQKMultiInputPolicy,
     }
+    needed_policy: ClassVar[type[BasePolicy]] = DQKPolicy
 
     q_net: PerturbedQNetwork
     q_net_target: PerturbedQNetwork

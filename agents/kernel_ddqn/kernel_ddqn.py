@@ -11,7 +11,6 @@ from stable_baselines3.common.policies import BasePolicy
 from agents.common.replay_view import ReplayView
 from agents.double_dqn import DoubleDQN, TransitionBatch
 from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
-from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from agents.kernel_ddqn.policies import (
     KernelCnnPolicy,
     KernelDQNPolicy,
@@ -56,7 +55,7 @@ class KernelDDQN(KernelDeepQ, DoubleDQN):
         "MultiInputPolicy": KernelMultiInputPolicy,
     }
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
-    needed_policy: ClassVar[type[KernelPolicy]] = KernelDQNPolicy
+    needed_policy: ClassVar[type[BasePolicy]] = KernelDQNPolicy
 
     q_net: KernelQNetwork
     q_net_target: KernelQNetwork

@@ -42,9 +42,6 @@ class KernelDeepQ(PolicyKernelSettings):
     kernel_defaults: ClassVar[dict[str, Any]] = {}
     """Settings in place of those of :class:`KernelConfig`; one that is given whole is taken as it is."""
 
-    needed_policy: ClassVar[type[KernelPolicy]]
-    """Class that the policy must extend."""
-
     heads: ClassVar[tuple[str, ...]] = ("residual", "averaging")
     """Value heads that the algorithm can train with."""
 
@@ -118,16 +115,10 @@ class KernelDeepQ(PolicyKernelSettings):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.replay_kernel = None
-        name, needed = type(self).__name__, self.needed_policy.__name__
-        if not isinstance(self.policy, self.needed_policy):
-            raise ValueError(
-                f"{name} needs a {needed}, but got {type(self.policy).__name__}; use 'MlpPolicy', 'CnnPolicy' or "
-                "'MultiInputPolicy'"
-            )
         head = self.policy.kernel.head
         if head not in self.heads:
             raise ValueError(
-                f"kernel.head is '{head}', but {name} takes {' or '.join(self.heads)}; "
+                f"kernel.head is '{head}', but {type(self).__name__} takes {' or '.join(self.heads)}; "
                 "'network_free' belongs to KernelQ, the others to the agents with a network"
             )
         ReplayView.of(self)  # refuses a buffer that cannot be read so

@@ -18,7 +18,6 @@ from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import check_returns
 from agents.kernel_ddqn.kernel_ddqn import DEFAULTS as KERNEL_DDQN
 from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
-from agents.kernel_ddqn.kernel_policy import KernelPolicy
 from agents.kernel_ddqn.live_kernel import LiveKernel
 from agents.kernel_qrdqn.policies import KernelQRDQNCnnPolicy, KernelQRDQNMultiInputPolicy, KernelQRDQNPolicy
 
@@ -45,7 +44,7 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, 
         "MultiInputPolicy": KernelQRDQNMultiInputPolicy,
     }
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
-    needed_policy: ClassVar[type[KernelPolicy]] = KernelQRDQNPolicy
+    needed_policy: ClassVar[type[BasePolicy]] = KernelQRDQNPolicy
 
     policy: KernelQRDQNPolicy
     replay_kernel: LiveKernel | None

@@ -14,8 +14,10 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import DQK, DoubleDQN, KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
+from agents.dqk import DQKPolicy
 from agents.kernel_qrdqn import KernelQRDQN
 from skrl.solve.local_weights import bounded_correction
 
@@ -221,6 +223,16 @@ def test_a_kernel_model_loads_with_the_arguments_that_it_was_made_with(cls: Any,
         assert optimizers[0] == optimizers[1]
     with pytest.raises(ValueError, match="do not equal the stored policy kwargs"):
         cls.load(tmp_path / "model", device="cpu", policy_kwargs={"net_arch": [8]})
+
+
+@pytest.mark.parametrize("kernel", [None, {"k": 4}])
+@pytest.mark.parametrize("cls", [KernelDDQN, KernelQ, KernelQRDQN, DQK])
+def test_a_policy_without_a_kernel_is_refused_before_it_is_built(cls: Any, kernel: Any) -> None:
+    own = cls.needed_policy
+    for other in (DQNPolicy, DQKPolicy if own is KernelDQNPolicy else KernelDQNPolicy):
+        message = f"{cls.__name__} needs a {own.__name__}, but got {other.__name__}; use 'MlpPolicy'"
+        with pytest.raises(ValueError, match=message):
+            cls(other, "CartPole-v1", kernel=kernel, device="cpu")
 
 
 def test_the_kernel_alone_takes_its_settings_from_the_policys_arguments_too() -> None:
