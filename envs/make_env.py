@@ -11,6 +11,7 @@ import ale_py
 import gymnasium as gym
 from ale_py import ALEInterface, LoggerMode
 from gymnasium.envs.registration import registry
+from gymnasium.error import DependencyNotInstalled
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
@@ -75,7 +76,9 @@ def make_env(
         The vectorised environment.
 
     Raises:
-        UnknownEnvironmentError: no such id, or another one of an Atari game; the message names the nearest one.
+        UnknownEnvironmentError: no such id, or another one of an Atari game, and the message names the nearest one; or
+            what it needs is not installed.
+        DependencyNotInstalled: likewise, in Gymnasium's own words.
         EnvironmentArgumentError: the constructor does not take an argument or its value.
     """
     require_known(env_id)
@@ -98,10 +101,16 @@ def make_env(
 
     try:
         env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=wrapped, env_kwargs=kwargs)
-    except (TypeError, ValueError) as error:
+    except DependencyNotInstalled:
+        raise
+    except ImportError as error:
+        raise UnknownEnvironmentError(
+            f"environment '{env_id}' needs what is not installed: {_in_one_line(error)}"
+        ) from error
+    except Exception as error:  # constructors refuse arguments by any exception, an assertion or a KeyError among them
         if not env_kwargs:
             raise
-        raise EnvironmentArgumentError(f"{env_id} does not take {env_kwargs}: {error}") from error
+        raise EnvironmentArgumentError(f"{env_id} does not take {env_kwargs}: {_in_one_line(error)}") from error
     return VecFrameStack(env, n_stack=STACKED_FRAMES) if is_atari else env
 
 
@@ -124,6 +133,12 @@ def require_known(env_id: str) -> None:
             f"environment '{env_id}' is an Atari game, but only an id that begins with '{ATARI_NAMESPACE}' brings the "
             f"preprocessing and the settings for one; use '{_preprocessed_id(name)}'"
         )
+
+
+def _in_one_line(error: Exception) -> str:
+    """What an exception says; its name too where that is no sentence."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__} {words}".rstrip() if isinstance(error, LookupError) or not words else words
 
 
 def _check_limit(env: tabular.TabularEnv, limit: int | None) -> None:
@@ -155,9 +170,13 @@ def _preprocessed_id(name: str) -> str:
 
 
 def _import_registering(module: str, env_id: str) -> None:
+    if module.startswith("."):
+        raise UnknownEnvironmentError(
+            f"environment '{env_id}' imports '{module}', but relative to what? Give the module's whole name"
+        )
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise UnknownEnvironmentError(f"environment '{env_id}' imports a module that is missing: {error}") from error
 
 

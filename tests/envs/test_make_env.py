@@ -124,6 +124,20 @@ def test_arguments_reach_the_constructor() -> None:
         make_env("Chain-v0", env_kwargs={"n_states": 1})
 
 
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "message"),
+    [
+        ("FrozenLake-v1", {"map_name": "9x9"}, r"does not take \{'map_name': '9x9'\}: KeyError '9x9'"),
+        ("LunarLander-v3", {"gravity": 5}, r"does not take .*: gravity \(current value: 5\) must be between -12 and 0"),
+        ("ALE/Pong-v5", {"mode": 99}, "does not take .*: Invalid game mode requested"),
+        ("ALE/Pong-v5", {"obs_type": "smell"}, "does not take .*: Invalid observation type"),
+    ],
+)
+def test_whatever_a_constructor_raises_names_the_arguments(env_id: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvironmentArgumentError, match=message):
+        make_env(env_id, env_kwargs=kwargs)
+
+
 def test_a_size_whose_end_no_episode_reaches_is_refused() -> None:
     with pytest.raises(EnvironmentArgumentError, match="its end is 101 steps away, but an episode has 100"):
         make_env("Chain-v0", env_kwargs={"n_states": 102})
@@ -173,9 +187,19 @@ def test_an_atari_game_without_its_preprocessing_is_refused(env_id: str, remedy:
         make_env(env_id)
 
 
-def test_missing_module_is_named() -> None:
-    with pytest.raises(UnknownEnvironmentError, match="no_such_module"):
-        make_env("no_such_module.envs:Thing-v0")
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("no_such_module.envs:Thing-v0", "no_such_module"),
+        (".foo:Thing-v0", "imports '.foo', but relative to what"),
+        ("NeedsMore-v0", "environment 'NeedsMore-v0' needs what is not installed: No module named 'no_such_module'"),
+    ],
+)
+def test_missing_module_is_named(env_id: str, message: str) -> None:
+    if "NeedsMore-v0" not in gym.registry:
+        gym.register("NeedsMore-v0", entry_point="no_such_module:NeedsMoreEnv")
+    with pytest.raises(UnknownEnvironmentError, match=message):
+        make_env(env_id)
 
 
 def test_id_behind_a_module() -> None:
