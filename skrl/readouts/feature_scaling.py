@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from skrl.checks import floating
-from skrl.modes import precise
+from skrl.modes import full_precision, kept_precise, precise
 from skrl.shapes import Float, Tensor
 
 Scaling = Literal["standard", "isotropic", "cosine", "whitened", "none"]
@@ -23,6 +23,9 @@ WHITENING_FLOOR = 0.1
 
 WHITENING_DOUBT = 0.3
 """The same times features per sample: few samples do not know the small variances, and what they missed looks empty."""
+
+MEASURED = ("shift", "scale", "rotation")
+"""Buffers, which keep float32: in half precision their unit may be zero or infinite, and an offset hides the rest."""
 
 MAX_WHITENED = 2048
 """Features that are whitened unasked at most; the eigenvectors of more would take minutes."""
@@ -60,9 +63,9 @@ class FeatureScaling(nn.Module):
         unit_length: bool = False,
     ) -> None:
         super().__init__()
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
-        self.register_buffer("rotation", rotation)
+        self.register_buffer("shift", precise(shift))
+        self.register_buffer("scale", precise(scale))
+        self.register_buffer("rotation", None if rotation is None else precise(rotation))
         self.unit_length = unit_length
 
     @classmethod
@@ -79,12 +82,13 @@ class FeatureScaling(nn.Module):
         """
         if scaling not in SCALINGS:
             raise ValueError(f"scaling is {scaling!r}, but must be one of {', '.join(SCALINGS)}")
-        features = floating(features)
+        features = precise(floating(features))
         if scaling == "none":
             return cls(torch.zeros_like(features[0]), torch.ones_like(features[0]))
         # In a unit of their own, a power of two so that nothing is rounded: squares of large numbers are infinite.
         unit = _power_of_two(features.abs().amax())
-        fitted = cls._measured(features / unit, scaling)
+        with full_precision(features.device.type):
+            fitted = cls._measured(features / unit, scaling)
         return cls(fitted.shift * unit, fitted.scale / unit, fitted.rotation, fitted.unit_length)
 
     @classmethod
@@ -106,7 +110,7 @@ class FeatureScaling(nn.Module):
 
     @classmethod
     def room_for(cls, saved: Mapping[str, Tensor], prefix: str) -> FeatureScaling:
-        """A scaling over these very tensors, to be filled by a state dict.
+        """A scaling over such tensors, to be filled by a state dict.
 
         Args:
             saved: tensors by their names in the state dict.
@@ -115,11 +119,17 @@ class FeatureScaling(nn.Module):
         return cls(saved[prefix + "shift"], saved[prefix + "scale"], saved.get(prefix + "rotation"))
 
     def forward(self, features: Float[Tensor, "samples dim"]) -> Float[Tensor, "samples dim"]:
-        """Scaled features, [n, d], in the precision of the buffers."""
+        """Scaled features, [n, d], in the precision of the buffers, float32 at least."""
         centred = features.to(self.shift.dtype) - self.shift
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device.type):
             scaled = (centred if self.rotation is None else centred @ self.rotation) * self.scale
         return functional.normalize(scaled, dim=-1) if self.unit_length else scaled
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureScaling:
+        """As in every module, but what was measured keeps float32."""
+        with kept_precise(self, MEASURED):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def get_extra_state(self) -> dict[str, bool]:
         """What a state dict holds besides the buffers."""
@@ -139,9 +149,7 @@ def _power_of_two(largest: Tensor) -> Tensor:
 def _whitening(centred: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """Scale, [d], and rotation, [d, d], that bring principal components to about the same variance."""
     samples, dim = centred.shape
-    # No eigenvalues are to be had in half precision.
-    variances, rotation = torch.linalg.eigh(precise(centred.mT @ centred / samples))
-    variances, rotation = variances.to(centred.dtype), rotation.to(centred.dtype)
+    variances, rotation = torch.linalg.eigh(centred.mT @ centred / samples)
     floor = (WHITENING_FLOOR + WHITENING_DOUBT * dim / samples) * total / dim
     scale = (variances.clamp(min=0.0) + floor).rsqrt()
     return scale / (variances * scale.square()).sum().sqrt(), rotation

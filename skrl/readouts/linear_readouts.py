@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from skrl.modes import kept_precise, precise
 from skrl.readouts.checked_input import in_precision_of
 from skrl.readouts.estimators import Classifier, Regressor
 from skrl.readouts.feature_scaling import FeatureScaling, Scaling
@@ -130,10 +131,19 @@ class LinearClassifier(Classifier):
         self.linear_ = filled_linear(blank["linear_.weight"], blank["linear_.bias"])
 
 
+class PreciseLinear(nn.Linear):
+    """A linear layer that keeps float32: in half precision weights in the units of large targets are infinite."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreciseLinear:
+        with kept_precise(self, ("weight", "bias")):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
 def filled_linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> nn.Linear:
-    """A linear layer with this weight and bias, zero when left out."""
+    """A linear layer with this weight and bias, zero when left out, in float32 at least."""
     outputs, inputs = weight.shape
-    layer = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype)
+    layer = PreciseLinear(inputs, outputs, device=weight.device, dtype=precise(weight).dtype)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else bias)

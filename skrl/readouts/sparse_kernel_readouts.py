@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from skrl.checks import looks_at, overflow_error
 from skrl.kernels.algebra import Kernel
+from skrl.modes import precise
 from skrl.readouts.checked_input import in_precision_of, like
 from skrl.readouts.estimators import Classifier, Readout, Regressor
 from skrl.readouts.feature_scaling import MAX_WHITENED, FeatureScaling, Scaling
@@ -180,6 +181,8 @@ class SparseKernelRegressor(SparseKernelReadout, Regressor):
     Settings are those of :class:`SparseKernelReadout`; all of them have defaults that tune themselves.
     """
 
+    KEPT = ("target_mean_", "target_scale_", "deviation_")
+
     target_mean_: Tensor
     target_scale_: Tensor
     deviation_: Tensor
@@ -242,9 +245,9 @@ class SparseKernelRegressor(SparseKernelReadout, Regressor):
         self._register(blank["target_mean_"], blank["target_scale_"], blank["deviation_"])
 
     def _register(self, mean: Tensor, scale: Tensor, deviation: Tensor) -> None:
-        self.register_buffer("target_mean_", mean)
-        self.register_buffer("target_scale_", scale)
-        self.register_buffer("deviation_", deviation)
+        self.register_buffer("target_mean_", precise(mean))
+        self.register_buffer("target_scale_", precise(scale))
+        self.register_buffer("deviation_", precise(deviation))
 
 
 class SparseKernelClassifier(SparseKernelReadout, Classifier):
@@ -252,6 +255,8 @@ class SparseKernelClassifier(SparseKernelReadout, Classifier):
 
     Settings are those of :class:`SparseKernelReadout`; all of them have defaults that tune themselves.
     """
+
+    KEPT = ("class_prior_", "sharpness_")
 
     class_prior_: Tensor
     sharpness_: Tensor
@@ -285,8 +290,8 @@ class SparseKernelClassifier(SparseKernelReadout, Classifier):
         self._register(blank["class_prior_"], blank["sharpness_"])
 
     def _register(self, prior: Tensor, sharpness: Tensor) -> None:
-        self.register_buffer("class_prior_", prior)
-        self.register_buffer("sharpness_", sharpness)
+        self.register_buffer("class_prior_", precise(prior))
+        self.register_buffer("sharpness_", precise(sharpness))
 
 
 def likeliest_sharpness(

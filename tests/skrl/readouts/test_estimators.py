@@ -199,6 +199,32 @@ def test_precision_follows_the_module_and_answers_follow_the_input() -> None:
         assert model(hidden).dtype == hidden.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16])
+@pytest.mark.parametrize(("unit", "offset"), [(1.0, 300.0), (1e-6, 0.0), (1e6, 0.0)])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
+def test_half_precision_costs_the_digits_of_the_supports_alone(
+    estimator: Readout, unit: float, offset: float, convert: Callable[[nn.Module], Readout]
+) -> None:
+    """Not those of what features and targets are scaled by, be they small, large or far from zero."""
+    X = unit * torch.rand(120, 3) + offset
+    level = torch.sin(4.0 * (X[:, 0] - offset) / unit)
+    y = 1e5 * level + 3e5 if is_regressor(estimator) else (level > 0.5).long()
+    model = clone(estimator).fit(X, y)
+    exact = model.predict(X)
+    half = convert(copy.deepcopy(model))
+    again = convert(clone(estimator).fit(X[:60], y[:60]))
+    again.load_state_dict(saved(half))
+    for readout in (half, again, copy.deepcopy(half).float()):
+        if is_regressor(estimator):
+            assert (readout.predict(X) - exact).abs().max() < 0.02 * 1e5
+        else:
+            assert (readout.predict(X) == exact).float().mean() > 0.98
+    with torch.no_grad():
+        wide = half(X)
+    assert wide.dtype is torch.float32
+    assert wide.isfinite().all()
+
+
 def test_training_mode_is_a_module_s() -> None:
     model = nn.Sequential(nn.Dropout(), SparseKernelClassifier())
     assert model[1].training

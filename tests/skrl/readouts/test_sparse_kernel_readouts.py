@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +162,18 @@ def test_an_answer_beyond_half_precision_is_refused() -> None:
         regressor(features.half())
     assert regressor(features.bfloat16()).isfinite().all()
     assert regressor.predict(features.half()).isfinite().all()
+    with pytest.raises(ValueError, match=r"query row 0 exceeds torch.float16, .* from targets up to 1e\+06; scale"):
+        regressor.half()(features.half())
+
+
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16])
+def test_deviations_of_large_targets_in_half_precision(convert: Callable[[nn.Module], SparseKernelRegressor]) -> None:
+    features = torch.rand(60, 3)
+    regressor = SparseKernelRegressor(ridge=0.1).fit(features, 1e6 * torch.sin(4.0 * features[:, 0]))
+    queries = torch.rand(20, 3)
+    _, exact = regressor.predict(queries, return_std=True)
+    _, half = convert(regressor).predict(queries, return_std=True)
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.0)
 
 
 # Settings that choose themselves
