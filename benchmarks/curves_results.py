@@ -17,8 +17,12 @@ from agents.common.schema import ConfigError, to_plain
 from agents.training.settings import load_config
 
 OF_ONE_RUN = ("seed", "run_dir")
-OF_THE_TASK: Mapping[str, Any] = {"env_kwargs": {}, "max_episode_steps": None, "n_eval_episodes": None}
+EPISODES = ("n_eval_episodes", "n_final_eval_episodes")
+OF_THE_TASK: Mapping[str, Any] = {"env_kwargs": {}, "max_episode_steps": None, **dict.fromkeys(EPISODES)}
 """Settings in which variants must agree to be compared, with what older runs have that do not name them."""
+
+FIGURES = ("eval_timesteps", "eval_mean_returns", "eval_seconds", "final_mean_return", "train_seconds", "wall_seconds")
+"""What a result holds of numbers; older ones lack seconds of the evaluations."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def _task_differences(one: Run, other: Run) -> list[str]:
         name
         for name, usual in OF_THE_TASK.items()
         if (theirs := other.settings.get(name, usual)) != (ours := one.settings.get(name, usual))
-        and not (name == "n_eval_episodes" and None in (ours, theirs))  # not known of the older one
+        and not (name in EPISODES and None in (ours, theirs))  # not known of the older one
     ]
     if one.total_timesteps != other.total_timesteps:
         different.append("total_timesteps")
@@ -174,6 +178,9 @@ def _read(file: Path, variant: str) -> Run:
 
 def _of(result: Mapping[str, Any], settings: Mapping[str, Any], variant: str) -> Run:
     seconds = result.get("eval_seconds")
+    for name in FIGURES:
+        if name in result and not np.isfinite(np.array(result[name], dtype=np.float64)).all():
+            raise ValueError(f"{name} is not finite: {result[name]}")
     return Run(
         variant=variant,
         env=result["env"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 
@@ -35,7 +36,7 @@ def read_tasks(words: tuple[str, ...]) -> dict[str, Task]:
     """The known tasks and those of a command line, as ENV=RANDOM,THRESHOLD.
 
     Raises:
-        ValueError: a word of another form, or a threshold that is not above the random return.
+        ValueError: a word of another form, or a threshold that is not above the random return, both finite.
     """
     tasks = dict(TASKS)
     for word in words:
@@ -44,6 +45,8 @@ def read_tasks(words: tuple[str, ...]) -> dict[str, Task]:
             random_return, threshold = map(float, values.split(","))
         except ValueError:
             raise ValueError(f"'{word}' is no ENV=RANDOM,THRESHOLD, for example ALE/Pong-v5=-20.7,18") from None
+        if not (math.isfinite(random_return) and math.isfinite(threshold)):
+            raise ValueError(f"'{word}': both returns must be finite")
         if threshold <= random_return:
             raise ValueError(f"{env}: the threshold {threshold:g} must be above the random return {random_return:g}")
         tasks[env] = Task(random_return, threshold)

@@ -241,6 +241,29 @@ def test_files_that_are_no_results_are_named(
         assert "seed0/result.json is no result of train.py" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"final_mean_return": float("nan")}, "final_mean_return"),
+        ({"final_mean_return": None}, "final_mean_return"),
+        ({"eval_mean_returns": [1.0, float("inf"), 3.0]}, "eval_mean_returns"),
+        ({"train_seconds": float("nan")}, "train_seconds"),
+        ({"eval_seconds": [1.0, float("nan"), 3.0]}, "eval_seconds"),
+    ],
+)
+def test_figures_that_are_not_finite_are_refused(
+    wrong: dict[str, Any], name: str, write_run: WriteRun, grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run("ddqn", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
+    assert run(grid) == 0
+    written = {path: path.read_bytes() for path in (grid.parent / "results").iterdir()}
+    write_run("ddqn", "CartPole-v1", 1, [1.0, 2.0, 3.0], 3.0, **wrong)
+    capsys.readouterr()
+    assert run(grid) == 2
+    assert f"seed1/result.json is no result of train.py (ValueError('{name} is not finite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (grid.parent / "results").iterdir()} == written
+
+
 def test_a_terminal_without_the_letters_is_no_error(finished: Path) -> None:
     words = ["--folder", str(finished), "--results", str(finished.parent / "results")]
     done = subprocess.run(
@@ -301,12 +324,13 @@ def test_seconds_of_different_origin_make_no_ratio(write_run: WriteRun, grid: Pa
         ({"settings": "env_kwargs: {size: 3}\n"}, "env_kwargs"),
         ({"settings": "max_episode_steps: 50\n"}, "max_episode_steps"),
         ({"settings": "n_eval_episodes: 10\n"}, "n_eval_episodes"),
+        ({"settings": "n_eval_episodes: 5\nn_final_eval_episodes: 1\n"}, "n_final_eval_episodes"),
     ],
 )
 def test_unequal_budgets_are_told_and_not_aggregated(
     others: dict[str, Any], setting: str, write_run: WriteRun, grid: Path
 ) -> None:
-    settings = "n_eval_episodes: 5\n"
+    settings = "n_eval_episodes: 5\nn_final_eval_episodes: 20\n"
     for env in ("CartPole-v1", "Acrobot-v1"):
         write_run("ddqn", env, 0, [1.0, 2.0, 3.0], 3.0, settings=settings)
     write_run("long", "Acrobot-v1", 0, [1.0, 2.0, 3.0], 3.0, settings=settings)
@@ -344,11 +368,14 @@ def test_what_cannot_be_compared_is_refused(
     assert "fast on CartPole-v1: seeds 0 and 1 differ in gamma" in capsys.readouterr().err
 
 
-def test_tasks_of_the_command_line(finished: Path) -> None:
+def test_tasks_of_the_command_line(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_tasks(("ALE/Pong-v5=-21,19",)) == TASKS | {"ALE/Pong-v5": Task(-21.0, 19.0)}
     assert Task(-21.0, 19.0).normalised(-1.0) == 0.5
     assert run(finished, "--tasks", "ALE/Pong-v5=19,-21") == 2
     assert run(finished, "--tasks", "ALE/Pong-v5=a") == 2
+    for wrong in ("nan,nan", "0,inf", "-inf,0"):
+        assert run(finished, "--tasks", f"ALE/Pong-v5={wrong}") == 2
+        assert f"'ALE/Pong-v5={wrong}': both returns must be finite" in capsys.readouterr().err
     assert run(finished, "--tasks", "ALE/Pong-v5=-21,-20") == 0
     text = (finished.parent / "results" / "made.md").read_text()
     assert cells(text, "ALE/Pong-v5", "fast")[1][:3] == ["-20", "2 of 2", "200"]
