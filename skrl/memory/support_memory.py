@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,13 +44,32 @@ class SupportMemory(nn.Module):
         self.register_buffer("sizes", torch.zeros(sets, dtype=torch.long))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SupportMemory:
-        """As in every module, but half-norms keep float32: in half precision those of 362 and more mean empty slots."""
-        filled = self.mask
+        """As in every module, but half-norms keep float32, and are those of the features in their new precision.
+
+        In half precision half-norms of 362 and more mean empty slots; a search in float64 would rank by the rounding
+        errors of half-norms in float32.
+        """
+        filled, before = self.mask, self.features.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.half_norms.dtype in (torch.float16, torch.bfloat16):
-            norms = 0.5 * precise(self.features).square().sum(-1)
-            self.half_norms = torch.where(filled.to(norms.device), norms, torch.inf)
+        if self.features.dtype != before:
+            self.half_norms = precise(self.half_norms)
+            self._measure(filled.to(self.features.device))
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """As torch does, but half-norms of features in another precision are not those of the features here."""
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        features = state_dict.get(f"{prefix}features")
+        if features is not None and features.dtype != self.features.dtype:
+            self._measure(self.mask)
+
+    @torch.no_grad()
+    def _measure(self, filled: Bool[Tensor, "sets capacity"]) -> None:
+        """Half-norms of the features that lie in filled slots; a slot is empty whose features overflow."""
+        norms = 0.5 * precise(self.features).square().sum(-1)
+        filled = filled & norms.isfinite()
+        self.features.copy_(torch.where(filled.unsqueeze(-1), self.features, 0.0))
+        self.half_norms.copy_(torch.where(filled, norms, torch.inf))
 
     @property
     def sets(self) -> int:

@@ -272,3 +272,48 @@ def test_large_features_stay_in_half_precision(dtype: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(made_so.half_norms, memory.half_norms)
+
+
+def clumps(dtype: torch.dtype) -> torch.Tensor:
+    """A set of 60 points in six clumps that lie 3,000 times as far apart as they are wide, [1, 60, 3]."""
+    return (3000.0 * torch.randn(6, 1, 3, dtype=torch.float64) + torch.randn(6, 10, 3)).view(1, 60, 3).to(dtype)
+
+
+def assert_ready(memory: SupportMemory, filled: int = 60) -> None:
+    """Half-norms are those of the features, so that the nearest are found in float64."""
+    expected = torch.full_like(memory.half_norms, float("inf"))
+    expected[0, :filled] = 0.5 * memory.features[0, :filled].square().sum(-1)
+    torch.testing.assert_close(memory.half_norms, expected, rtol=torch.finfo(expected.dtype).eps, atol=0.0)
+    if memory.features.dtype == torch.float64:
+        points = memory.features[:, :filled]
+        distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+        found = ExactSearch()(points, memory.features, 8, memory.half_norms).indices
+        nearest = distances.topk(8, largest=False).values
+        torch.testing.assert_close(distances.gather(2, found), nearest, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("to", [torch.float32, torch.float64])
+@pytest.mark.parametrize("of", [torch.float16, torch.float32, torch.float64])
+def test_half_norms_follow_the_features_into_another_precision(of: torch.dtype, to: torch.dtype) -> None:
+    memory = SupportMemory(1, 64, 3).to(of)
+    memory.append(clumps(of)[0], torch.ones(60, 1, dtype=of))
+    assert_ready(memory.to(to))
+    assert memory.half_norms.dtype == to
+    other = SupportMemory(1, 64, 3).to(to)
+    before = other.half_norms
+    given = SupportMemory(1, 64, 3).to(of)
+    given.append(clumps(of)[0], torch.ones(60, 1, dtype=of))
+    other.load_state_dict(given.state_dict())
+    assert_ready(other)
+    assert other.half_norms is before  # where a graph that was captured reads
+
+
+def test_a_support_that_overflows_in_another_precision_is_an_empty_slot() -> None:
+    memory = SupportMemory(1, 4, 2).double()
+    memory.append(torch.tensor([[1.0, 2.0], [1e200, 0.0], [1e25, 0.0]]), torch.ones(3, 1))
+    assert memory.mask.tolist() == [[True, False, True, False]]
+    loaded = SupportMemory(1, 4, 2)
+    loaded.load_state_dict(memory.state_dict())
+    for single in (loaded, memory.float()):
+        assert single.mask.tolist() == [[True, False, False, False]]
+        assert single.features.tolist() == [[[1.0, 2.0], [0.0] * 2, [0.0] * 2, [0.0] * 2]]
