@@ -30,7 +30,8 @@ from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
 from agents.training.settings import dump_config, resolve
-from envs import make_env
+from envs import UnknownEnvironmentError, make_env
+from envs.make_env import require_known
 
 COPIES = 5
 """Copies of the environment in which the kernel's experience is collected."""
@@ -199,19 +200,28 @@ def main() -> int:
     """Measure every model and write the results after each, so that an interrupt keeps what there is.
 
     Returns:
-        The exit status, 2 for an agent that nothing can be attached to.
+        The exit status, 2 for an unknown name or an agent that nothing can be attached to.
     """
     settings = tyro.cli(Attach, description=__doc__)
     try:
         measure_all(settings)
-    except ConfigError as error:
+    except (ConfigError, UnknownEnvironmentError) as error:
         print(f"attach.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def measure_all(settings: Attach) -> None:
-    """Every model, one after the other."""
+    """Every model, one after the other.
+
+    Raises:
+        ConfigError: there is no such agent, or it is no DQN.
+        UnknownEnvironmentError: there is no such environment.
+    """
+    for env_id in settings.envs:
+        require_known(env_id)
+    for agent in settings.agents:
+        resolve({"agent": [agent]})
     torch.set_num_threads(1)
     source = commit()
     settings.results.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ python benchmarks/learning_curves.py --variants benchmarks/ablations.yaml --back
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,10 +47,8 @@ def run(grid: Grid, argv: Sequence[str]) -> int:
         raise ConfigError(stale_message(stale))
     todo = [cell for cell, state in zip(cells, states, strict=True) if state != "finished"]
     if grid.print_commands:
-        threads = [f"{name}={value}" for name, value in ONE_THREAD.items()]
-        for cell in todo:
-            # A scheduler may start a job twice, so only what is to be replaced is forced.
-            print(shlex.join(["env", *threads, *cell.job(force=cell in stale).command]))
+        # A scheduler may start a job twice, so only what is to be replaced is forced.
+        print_commands([cell.job(force=cell in stale) for cell in todo])
         return 0
     # Whatever lies in the folder of a cell without a result is of a run that was to be replaced.
     jobs = [cell.job(force=grid.redo) for cell in todo]
@@ -66,6 +65,18 @@ def run(grid: Grid, argv: Sequence[str]) -> int:
         print(f"failed: {stale_message(beaten)}", file=sys.stderr)
         return 1
     return status
+
+
+def print_commands(jobs: Sequence[Job]) -> None:
+    """One command a line, until nobody reads any more, as behind `| head`."""
+    threads = [f"{name}={value}" for name, value in ONE_THREAD.items()]
+    try:
+        for job in jobs:
+            print(shlex.join(["env", *threads, *job.command]))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes what is left at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start(grid: Grid, jobs: Sequence[Job]) -> Iterator[Outcome]:

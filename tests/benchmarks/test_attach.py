@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attach
 import pytest
 from attach import Attach, Row, measure, stopped_model, summary, write
 
@@ -28,6 +29,27 @@ def test_a_model_is_stopped_at_its_share_and_kept(tmp_path: Path) -> None:
 def test_what_is_no_dqn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ppo is no DQN"):
         stopped_model(Attach(models=tmp_path), "ppo", "CartPole-v1", seed=0, source=None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--envs", "CartPoel-v1"], "unknown environment 'CartPoel-v1'; did you mean 'CartPole-v1'"),
+        (["--agents", "ddqn", "ddqm"], "ddqm"),
+    ],
+)
+def test_names_are_checked_before_anything_is_trained(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(attach, "attach_kernel_head", lambda *others, **named: pytest.fail("seconds for nothing"))
+    monkeypatch.setattr("sys.argv", ["attach.py", *words, "--results", str(tmp_path / "new")])
+    assert attach.main() == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_row_holds_both_returns_and_what_they_cost(tmp_path: Path) -> None:

@@ -262,6 +262,19 @@ def test_published_cells_are_still_what_their_command_says(
     assert capsys.readouterr().out == ""
 
 
+def test_commands_that_nobody_reads_end_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `learning_curves.py --print-commands | head`."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    words = ["--agents", "ddqn", "--envs", "Chain-v0", "--folder", str(tmp_path), "--print-commands"]
+    with open(write_end, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert learning_curves.main(words) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_cells_that_another_commit_finished_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
