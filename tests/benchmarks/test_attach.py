@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attach
 import pytest
 from attach import Attach, Row, measure, stopped_model, summary, write
 
+from agents import DoubleDQN, KernelDQNPolicy
 from agents.common.schema import ConfigError
+from agents.training.evaluation import FINAL_SEED_OFFSET, Evaluation
+from envs import make_env
 
 
 def test_a_model_is_stopped_at_its_share_and_kept(tmp_path: Path) -> None:
@@ -52,15 +56,37 @@ def test_names_are_checked_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_row_holds_both_returns_and_what_they_cost(tmp_path: Path) -> None:
+def test_a_row_holds_both_returns_and_what_they_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[tuple[type, int, int]] = []
+
+    def known(model: object, env: object, episodes: int, seed: int) -> Evaluation:
+        evaluated.append((type(model), episodes, seed))
+        return Evaluation([10.0 * len(evaluated), 30.0 * len(evaluated)], [1, 1])
+
+    monkeypatch.setattr(attach, "evaluate_greedily", known)
     row = measure(
-        Attach(share=0.06, steps=300, episodes=3, models=tmp_path), "ddqn", "CartPole-v1", seed=0, source=None
+        Attach(share=0.06, steps=300, episodes=3, models=tmp_path), "ddqn", "CartPole-v1", seed=4, source=None
     )
     assert row.trained_steps == 600
     assert row.attach_steps >= 300
-    assert 8.0 < row.before < 500.0
-    assert 8.0 < row.after <= 500.0
+    assert evaluated == [(DoubleDQN, 3, FINAL_SEED_OFFSET + 4), (KernelDQNPolicy, 3, FINAL_SEED_OFFSET + 4)]
+    assert (row.before, row.after) == (20.0, 40.0)
     assert 0.0 < row.processor_seconds < 60.0
+
+
+def test_returns_are_those_of_the_model() -> None:
+    """A pole that is pushed to where it falls stays up, and one pushed to the left falls within eleven steps."""
+
+    class Rule(DoubleDQN):
+        balances = False
+
+        def predict(self, observation: Any, *others: Any, **named: Any) -> Any:
+            falls_right = observation[:, 2] + observation[:, 3] > 0.0
+            return (falls_right if self.balances else 0 * falls_right).astype(int), None
+
+    rule = Rule("MlpPolicy", make_env("CartPole-v1", n_envs=1, seed=0), device="cpu")
+    for rule.balances, least, most in ((False, 8.0, 11.0), (True, 150.0, 500.0)):
+        assert least <= attach.greedy_return(rule, "CartPole-v1", seed=0, episodes=4) <= most
 
 
 def test_the_table_by_hand(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -111,3 +113,12 @@ def test_curves_have_a_band_at_every_evaluation() -> None:
     assert (low[0], high[0]) == (0.0, 0.0)
     assert 1.0 <= low[1] < 2.5 < high[1] <= 100.0
     assert area_under_curve(np.array([1.0, 2.0, 6.0])) == 3.0
+
+
+def test_the_band_of_a_curve_by_enumeration() -> None:
+    returns = np.arange(6.0) ** 2
+    _, low, high = curve_intervals(returns[:, None])
+    drawn = interquartile_mean(np.array(list(itertools.product(returns, repeat=6))))
+    # Between the ends of bands of 93 and 97 %.
+    for end, least, most in ((low, 1.5, 3.5), (high, 96.5, 98.5)):
+        assert np.percentile(drawn, least) <= end.item() <= np.percentile(drawn, most)
