@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.derived_settings import DerivedSettings
+from agents.common.evaluation_mode import in_evaluation_mode, mode_dependent
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
 from agents.common.nonfinite import NonFiniteGuard, Observation, reached
@@ -97,6 +98,14 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
     def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         return _with_fused_adam(super()._policy_arguments(given))
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._mode_dependent = mode_dependent(self.q_net)
+
+    def _excluded_save_params(self) -> list[str]:
+        """What SB3 leaves out, and layers of the network, which is saved by itself."""
+        return [*super()._excluded_save_params(), "_mode_dependent"]
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take gradient steps on minibatches from the replay buffer.
 
@@ -144,7 +153,8 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
 
     def _update(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """One gradient step towards the double-Q target; returns its statistics as tensors."""
-        with torch.no_grad():
+        # As in SB3's DQN no statistics are taken from next states, and nothing is dropped where an action is chosen.
+        with torch.no_grad(), in_evaluation_mode(self._mode_dependent):
             target = double_q_target(batch.rewards, batch.discounts, *self._next_q_values(batch))
         q_values = self.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
         error = (q_values.detach() - target).abs().mean()

@@ -6,9 +6,12 @@ import pytest
 import torch
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
 
-from agents import DoubleDQN, KernelDDQN, KernelQ
+from agents import DQK, DoubleDQN, KernelDDQN, KernelQ
 from agents.common.nonfinite import NonFiniteError, NonFiniteGuard
+from agents.common.targets import double_q_target
 from agents.double_dqn import TransitionBatch
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
 
@@ -184,6 +187,44 @@ def test_one_update_is_huber_regression_on_the_double_q_target() -> None:
         error = model.q_net(batch.observations)[torch.arange(8), batch.actions] - target
         huber = torch.where(error.abs() < 1, 0.5 * error.square(), error.abs() - 0.5).mean()
     assert torch.allclose(model._update(batch)["loss"], huber)
+
+
+class Normalised(BaseFeaturesExtractor):
+    """A layer that normalises by its batch, and one that drops half of its units."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 32)
+        self.layers = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5))
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN, DQK])
+def test_the_next_action_is_chosen_in_evaluation_mode(cls, monkeypatch, tmp_path) -> None:
+    """What an update sees of next states leaves the layers as they are, and no unit is dropped of the choice."""
+    policy_kwargs = {"features_extractor_class": Normalised, "net_arch": []}
+    settings = {**SETTINGS, "policy_kwargs": policy_kwargs}
+    model = cls("MlpPolicy", "CartPole-v1", **settings, device="cpu").learn(200)
+    model.save(tmp_path / "model.zip")
+    batch, chosen = model._sample_batch(64), []
+
+    def noted(*values):
+        chosen.append(values[2])
+        return double_q_target(*values)
+
+    monkeypatch.setattr("agents.double_dqn.double_q_target", noted)
+    for each in (model, cls.load(tmp_path / "model.zip", device="cpu")):
+        network, layers = each.q_net, each.q_net.features_extractor.layers
+        each.policy.set_training_mode(False)
+        with torch.no_grad():
+            choosing = each._next_q_values(batch)[0]
+            mean = torch.lerp(layers[1].running_mean, layers[0](batch.observations).mean(0), layers[1].momentum)
+        each.policy.set_training_mode(True)
+        each._update(batch)
+        torch.testing.assert_close(chosen.pop(), choosing)
+        torch.testing.assert_close(layers[1].running_mean, mean)
+        assert all(module.training for module in (network, *layers))
 
 
 def test_adam_is_fused_unless_another_optimizer_is_asked_for() -> None:
