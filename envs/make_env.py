@@ -10,6 +10,7 @@ from typing import Any
 import ale_py
 import gymnasium as gym
 from ale_py import ALEInterface, LoggerMode
+from gymnasium import spaces
 from gymnasium.envs.registration import registry
 from gymnasium.error import DependencyNotInstalled
 from stable_baselines3.common.atari_wrappers import AtariWrapper
@@ -29,6 +30,8 @@ REPEATED_FRAMES = 4
 EVALUATION_LIMIT = 10_000
 """Steps after which an evaluation cuts an episode of an environment without a time limit of its own."""
 
+ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
 # SB3's wrapper repeats each action over four frames, so the emulator must not do it as well. Sticky actions stay at the
 # 0.25 per frame that a v5 id promises: the stochastic protocol of Machado et al., *Revisiting the Arcade Learning
 # Environment*, 2018, section 5. The emulator draws them per frame, so where the frames are skipped changes nothing.
@@ -39,7 +42,7 @@ gym.register_envs(tabular)
 
 
 class UnknownEnvironmentError(ValueError):
-    """No environment can be made under this id; the message names the nearest one that can."""
+    """No environment can be made under this id; the message names the nearest one that can, or says what to do."""
 
 
 class EnvironmentArgumentError(ValueError):
@@ -77,7 +80,7 @@ def make_env(
 
     Raises:
         UnknownEnvironmentError: no such id, or another one of an Atari game, and the message names the nearest one; or
-            what it needs is not installed.
+            what it needs is not installed, or Stable-Baselines3 cannot batch its observations.
         DependencyNotInstalled: likewise, in Gymnasium's own words.
         EnvironmentArgumentError: the constructor does not take an argument or its value.
     """
@@ -93,6 +96,7 @@ def make_env(
         kwargs = {**kwargs, "max_episode_steps": max_episode_steps * (REPEATED_FRAMES if is_atari else 1)}
 
     def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        _check_batched(env_id, env.observation_space)
         if max_episode_steps is None and env.spec is not None and isinstance(env.unwrapped, tabular.TabularEnv):
             _check_limit(env.unwrapped, env.spec.max_episode_steps)
         if is_atari:
@@ -101,7 +105,7 @@ def make_env(
 
     try:
         env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=wrapped, env_kwargs=kwargs)
-    except DependencyNotInstalled:
+    except (DependencyNotInstalled, UnknownEnvironmentError):
         raise
     except ImportError as error:
         raise UnknownEnvironmentError(
@@ -139,6 +143,18 @@ def _in_one_line(error: Exception) -> str:
     """What an exception says; its name too where that is no sentence."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__} {words}".rstrip() if isinstance(error, LookupError) or not words else words
+
+
+def _check_batched(env_id: str, space: spaces.Space[Any]) -> None:
+    """Refuse observations that Stable-Baselines3 cannot batch: it takes arrays, and a Dict or a Tuple of arrays."""
+    parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
+    parts = list(space.spaces) if isinstance(space, spaces.Tuple) else parts
+    for part in parts:
+        if not isinstance(part, ARRAYS):
+            raise UnknownEnvironmentError(
+                f"{env_id} has the observation space {space}, but Stable-Baselines3 can batch no {type(part).__name__} "
+                "in it; wrap it, for example with gymnasium.wrappers.FlattenObservation"
+            )
 
 
 def _check_limit(env: tabular.TabularEnv, limit: int | None) -> None:

@@ -13,11 +13,12 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.extras import missing_from_zoo
+from agents.common.features import MOST_NUMBERS
+from agents.common.lengthscale import separates
 from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
 from agents.dqk import DQK
@@ -44,8 +45,9 @@ from agents.training.config import (
     TD3Config,
     TrainConfig,
 )
+from agents.training.served_spaces import action_fault, fitting_policy, observation_fault
+from skrl.kernels.formulas import make_kernel
 
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 CONTINUOUS = (spaces.Box,)
 EVERY_ACTION = (spaces.Discrete, spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 OF_THE_NETWORK = {"policy", "net_arch", "n_quantiles"}
@@ -202,30 +204,10 @@ def build_model(config: RunConfig, env: VecEnv) -> BaseAlgorithm:
     if isinstance(config, QuantileConfig):
         arguments["policy_kwargs"]["n_quantiles"] = config.n_quantiles
     if (deviation := arguments.pop("action_noise_std", 0.0)) > 0.0:
-        size = get_action_dim(env.action_space)
-        arguments["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, deviation))
+        shape = env.action_space.shape or (1,)  # NumPy draws no array of shape ()
+        arguments["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, deviation))
     build: Callable[..., BaseAlgorithm] = spec.algorithm
     return build(env=env, seed=config.seed, device=config.device, verbose=config.verbose, **arguments)
-
-
-def fitting_policy(policy: str, observation_space: spaces.Space[Any]) -> str:
-    """Alias of the policy for an observation space: dict, image or anything that flattens to a vector.
-
-    Args:
-        policy: alias wished for, or `auto`.
-        observation_space: what the environment shows.
-
-    Returns:
-        Alias that the algorithm takes.
-
-    Raises:
-        ConfigError: the policy that was wished for cannot read such observations.
-    """
-    fitting = ["CnnPolicy", "MlpPolicy"] if is_image_space(observation_space) else ["MlpPolicy"]
-    fitting = ["MultiInputPolicy"] if isinstance(observation_space, spaces.Dict) else fitting
-    if policy not in ("auto", *fitting):
-        raise ConfigError(f"policy is '{policy}', but {observation_space} needs {' or '.join(fitting)} (or auto)")
-    return fitting[0] if policy == "auto" else policy
 
 
 def check_config(spec: AgentSpec, config: RunConfig) -> None:
@@ -245,7 +227,7 @@ def check_config(spec: AgentSpec, config: RunConfig) -> None:
 
 
 def check_spaces(spec: AgentSpec, env_id: str, env: VecEnv) -> None:
-    """Make sure that the agent can act and observe in an environment.
+    """Make sure that the agent can act in an environment.
 
     Raises:
         ConfigError: it cannot; the message says which agents can, or what to use instead.
@@ -257,26 +239,37 @@ def check_spaces(spec: AgentSpec, env_id: str, env: VecEnv) -> None:
         raise ConfigError(
             f"{env_id} has the action space {env.action_space}, but {spec.name} needs {needed} actions; {remedy}"
         )
-    if isinstance(env.action_space, spaces.Discrete) and env.action_space.start != 0:
-        raise ConfigError(f"{env_id} has the action space {env.action_space}, but actions must count from 0; wrap it")
-    if not isinstance(env.observation_space, OBSERVATION_SPACES):
+    if fault := action_fault(env.action_space):
         raise ConfigError(
-            f"{env_id} has the observation space {env.observation_space}, which no agent serves; wrap it into a Box or "
-            "a Dict, for example with gymnasium.wrappers.FlattenObservation"
+            f"{env_id} has the action space {env.action_space}, which {spec.name} does not serve: {fault}"
+        )
+    if issubclass(spec.config, TD3Config) and not np.issubdtype(env.action_space.dtype, np.floating):
+        raise ConfigError(
+            f"{env_id} has the action space {env.action_space}, of whole numbers, but {spec.name} adds noise to "
+            "actions; use --agent sac or kernel_sac"
         )
 
 
 def check_observations(spec: AgentSpec, config: RunConfig, space: spaces.Space[Any]) -> None:
-    """Make sure that settings can be honoured for such observations.
+    """Make sure that the agent can read such observations, and honour its settings for them.
 
     Raises:
-        ConfigError: they cannot; the message names the setting to change.
+        ConfigError: it cannot; the message says what is wrong with the space, or names the setting to change.
     """
+    fault = observation_fault(space)
+    if fault and not (isinstance(config, KernelQConfig) and reads_numbers(config.kernel, space)):
+        raise ConfigError(f"{config.env} has the observation space {space}, which {spec.name} does not serve: {fault}")
     sums = not isinstance(space, spaces.Dict) or spec.sums_rewards_of_dicts
     if isinstance(config, QLearningConfig | ActorCriticConfig) and config.n_steps > 1 and not sums:
         raise ConfigError(f"{config.env} has dict observations, for which {spec.name} needs --n-steps 1")
     if isinstance(config, PPOConfig) and config.normalize and not can_normalize(space):
         raise ConfigError(f"{config.env} has the observation space {space}, which is no vector; add --no-normalize")
+
+
+def reads_numbers(kernel: KernelConfig, space: spaces.Space[Any]) -> bool:
+    """Whether the kernel tells states apart by their numbers, from whatever these count, and needs no network to."""
+    is_numbered = isinstance(space, spaces.Discrete) and space.n <= MOST_NUMBERS
+    return is_numbered and separates(make_kernel(kernel.kernel, 1))
 
 
 def check_device(name: str) -> None:

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import train
 from agents.training.evaluation import evaluate_greedily
-from envs import EnvironmentArgumentError, UnknownEnvironmentError, make_env
+from envs import ChainEnv, EnvironmentArgumentError, UnknownEnvironmentError, make_env
 from envs.make_env import EVALUATION_LIMIT
 
 
@@ -200,6 +200,29 @@ def test_missing_module_is_named(env_id: str, message: str) -> None:
         gym.register("NeedsMore-v0", entry_point="no_such_module:NeedsMoreEnv")
     with pytest.raises(UnknownEnvironmentError, match=message):
         make_env(env_id)
+
+
+@pytest.mark.parametrize(
+    ("space", "part"),
+    [
+        (spaces.Dict({"outer": spaces.Dict({"x": spaces.Discrete(2)})}), "Dict"),
+        (spaces.Dict({"words": spaces.Text(3)}), "Text"),
+        (spaces.Tuple([spaces.Text(3)]), "Text"),
+        (spaces.Text(3), "Text"),
+    ],
+)
+def test_observations_that_cannot_be_batched_are_refused(space: spaces.Space[Any], part: str) -> None:
+    class Showing(ChainEnv):
+        def __init__(self, render_mode: str | None = None) -> None:
+            super().__init__(render_mode=render_mode)
+            self.observation_space = space
+
+    gym.register("Showing-v0", entry_point=Showing, disable_env_checker=True)
+    try:
+        with pytest.raises(UnknownEnvironmentError, match=f"Showing-v0 has .* can batch no {part} in it; wrap it"):
+            make_env("Showing-v0")
+    finally:
+        del gym.registry["Showing-v0"]
 
 
 def test_id_behind_a_module() -> None:

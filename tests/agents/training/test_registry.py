@@ -31,7 +31,8 @@ from agents.training.config import (
     RunConfig,
     TrainConfig,
 )
-from agents.training.registry import AGENTS, OF_THE_NETWORK, build_model, find_agent, fitting_policy
+from agents.training.registry import AGENTS, OF_THE_NETWORK, build_model, find_agent
+from agents.training.served_spaces import fitting_policy, observation_fault
 from agents.training.settings import resolve
 
 Q_LEARNERS = [name for name, spec in AGENTS.items() if issubclass(spec.config, QLearningConfig)]
@@ -61,6 +62,7 @@ def vec_env(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+SMALL_IMAGE = spaces.Box(0, 255, (35, 40, 3), np.uint8)
 DICT = spaces.Dict({"position": VECTOR, "flag": spaces.Discrete(2)})
 
 
@@ -208,6 +210,8 @@ def test_settings_are_arguments_of_the_algorithm(agent: str) -> None:
         ("auto", spaces.Discrete(4), "MlpPolicy"),
         ("auto", spaces.Box(0.0, 1.0, (10, 10, 4), np.bool_), "MlpPolicy"),
         ("MlpPolicy", IMAGE, "MlpPolicy"),
+        ("auto", SMALL_IMAGE, "MlpPolicy"),
+        ("auto", spaces.Box(0, 255, (3, 36, 36), np.uint8), "CnnPolicy"),
     ],
 )
 def test_policy_fits_the_observations(policy: str, space: spaces.Space[Any], chosen: str) -> None:
@@ -218,6 +222,8 @@ def test_policy_fits_the_observations(policy: str, space: spaces.Space[Any], cho
 def test_policy_that_cannot_fit_is_an_error(policy: str, space: spaces.Space[Any]) -> None:
     with pytest.raises(ConfigError, match=f"policy is '{policy}'"):
         fitting_policy(policy, space)
+    with pytest.raises(ConfigError, match=r"MlpPolicy \(or auto\); it is a picture with less than the 36 x 36 pixels"):
+        fitting_policy("CnnPolicy", SMALL_IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -226,15 +232,70 @@ def test_policy_that_cannot_fit_is_an_error(policy: str, space: spaces.Space[Any
         (VECTOR, VECTOR, "needs Discrete actions; use --agent ppo or kernel_ppo or sac or kernel_sac or td3"),
         (VECTOR, spaces.MultiDiscrete([2, 3]), "use --agent ppo or kernel_ppo$"),
         (VECTOR, spaces.Text(3), "no agent serves it: wrap it into a Discrete or a Box"),
-        (VECTOR, spaces.Discrete(2, start=1), "count from 0"),
-        (spaces.Tuple((VECTOR, spaces.Discrete(2))), spaces.Discrete(2), "which no agent serves"),
+        (VECTOR, spaces.Discrete(2, start=1), "counts from 1, but must count from 0"),
+        (
+            spaces.Tuple((VECTOR, spaces.Discrete(2))),
+            None,
+            "which ddqn does not serve: it is a Tuple; wrap it into a Box",
+        ),
+        (spaces.Discrete(4, start=1), None, "it counts from 1, but must count from 0"),
+        (spaces.MultiDiscrete([2, 3], start=[0, 1]), None, "but must count from 0"),
+        (spaces.MultiDiscrete([[2, 3], [2, 2]]), None, "is no vector; flatten it"),
+        (spaces.Box(-1.0, 1.0, ()), None, "it is a bare number; show it as a vector"),
+        (spaces.Box(-1.0, 1.0, (0,)), None, "it holds no number"),
+        (spaces.Dict({"v": VECTOR, "n": spaces.Discrete(4, start=1)}), None, "its entry 'n' counts from 1"),
+        (
+            spaces.Dict({"small": SMALL_IMAGE, "v": VECTOR}),
+            None,
+            "its entry 'small' is a picture with less than the 36 x 36",
+        ),
+        (spaces.Dict({}), None, "it has no entry"),
     ],
 )
 def test_spaces_that_an_agent_does_not_serve(
-    observations: spaces.Space[Any], actions: spaces.Space[Any], message: str
+    observations: spaces.Space[Any], actions: spaces.Space[Any] | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(DoubleDQNConfig(agent="ddqn", env="Made-v0"), vec_env(observations, actions))
+
+
+def test_dicts_within_dicts_are_not_served() -> None:
+    """Of which Stable-Baselines3 makes no vectorised environment either."""
+    fault = observation_fault(spaces.Dict({"outer": DICT}))
+    assert fault is not None
+    assert fault.startswith("its entry 'outer' is a Dict; wrap it into a Box")
+
+
+@pytest.mark.parametrize(
+    ("agent", "actions", "message"),
+    [
+        ("ppo", spaces.Box(-np.inf, np.inf, (2,)), "it has no finite bounds; give it some"),
+        ("sac", spaces.Box(np.float32([0, 0]), np.float32([1, np.inf])), "it has no finite bounds"),
+        ("ppo", spaces.Box(-1.0, 1.0, (0,)), "it holds no number"),
+        ("ppo", spaces.MultiBinary([2, 2]), "it is no vector; flatten it"),
+        ("ppo", spaces.MultiDiscrete([2, 3], start=[1, 1]), "but must count from 0"),
+        ("td3", spaces.Box(-2, 2, (2,), np.int64), "of whole numbers, but td3 adds noise"),
+    ],
+)
+def test_actions_that_an_agent_does_not_serve(agent: str, actions: spaces.Space[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(resolve(split_flags(["--agent", agent])), vec_env(VECTOR, actions))
+
+
+def test_a_kernel_alone_reads_numbers_from_wherever_they_count() -> None:
+    space = spaces.Discrete(4, start=1)
+    words = ["--agent", "kernel_q", *SMALL, "--target-update-interval", "10"]
+    build_model(resolve(split_flags(words)), vec_env(space)).learn(30)
+    with pytest.raises(ConfigError, match="it counts from 1, but must count from 0"):
+        build_model(resolve(split_flags([*words, "--kernel.kernel", "inverse_multiquadric"])), vec_env(space))
+
+
+@pytest.mark.parametrize("agent", ["td3", "kernel_td3"])
+def test_actions_may_be_a_matrix(agent: str) -> None:
+    words = ["--agent", agent, *SMALL, "--batch-size", "4", "--net-arch", "8"]
+    for shape in ((2, 2), ()):
+        model = build_model(resolve(split_flags(words)), vec_env(VECTOR, spaces.Box(-1.0, 1.0, shape)))
+        assert model.learn(20).num_timesteps == 20
 
 
 @pytest.mark.parametrize("agent", ["td3", "kernel_td3"])
