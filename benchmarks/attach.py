@@ -6,6 +6,7 @@ python benchmarks/attach.py --agents ddqn dqn --seeds 0 1 2 3 4
 from __future__ import annotations
 
 import csv
+import io
 import os
 import sys
 import time
@@ -29,6 +30,7 @@ from agents.common.schema import ConfigError
 from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_greedily
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
+from agents.training.runs import write_text
 from agents.training.settings import dump_config, resolve
 from envs import UnknownEnvironmentError, make_env
 from envs.make_env import require_known
@@ -112,7 +114,7 @@ def stopped_model(settings: Attach, agent: str, env: str, seed: int, source: str
         model.set_logger(configure(None, []))
         model.learn(config.total_timesteps, callback=StopAt(round(settings.share * config.total_timesteps)))
         atomic_write(file, model.save)
-        origin.write_text(made, encoding="utf-8")
+        write_text(origin, made)
     # As somebody would who saved a model earlier: a file holds no replay buffer.
     return type(model).load(file, device="cpu")
 
@@ -164,10 +166,11 @@ def summary(rows: Sequence[Row]) -> str:
 
 def write(settings: Attach, rows: Sequence[Row], source: str | None) -> None:
     """The table, and every model as a line of a CSV file."""
-    with (settings.results / f"{settings.name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _rounded(value) for name, value in asdict(row).items()} for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _rounded(value) for name, value in asdict(row).items()} for row in rows)
+    write_text(settings.results / f"{settings.name}.csv", text.getvalue())
     groups = [[row for row in rows if (row.agent, row.env) == key] for key in {(r.agent, r.env): None for r in rows}]
     header = (
         "| environment | agent | trained for | before | after | difference ± s.e. | by seed | steps of attaching "
@@ -189,7 +192,7 @@ def write(settings: Attach, rows: Sequence[Row], source: str | None) -> None:
         "|" + "---|" * (header.count("|") - 1),
         *(summary(group) for group in groups),
     ]
-    (settings.results / f"{settings.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(settings.results / f"{settings.name}.md", "\n".join(lines) + "\n")
 
 
 def _rounded(value: object) -> object:

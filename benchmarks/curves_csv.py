@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from curves_results import Runs
 from curves_scores import Tasks
+
+from agents.training.runs import write_text
 
 
 def write_evaluations(runs: Runs, path: Path) -> None:
@@ -41,7 +44,6 @@ def write_seeds(runs: Runs, tasks: Tasks, path: Path) -> None:
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    write_text(path, text.getvalue())

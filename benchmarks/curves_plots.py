@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from curves_results import Runs, environments, variants
 from curves_scores import MEASURES, Tasks, common_tasks, strata
 from statistics_of_curves import Interval, curve_intervals, improvement_interval, stratified_interval
+
+from agents.common.atomic_save import atomic_write
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -115,7 +118,8 @@ def save(figure: Figure, stem: Path) -> None:
     """Write a figure in every format."""
     figure.tight_layout()
     for suffix in SUFFIXES:
-        metadata = {"Date": None} if suffix == ".svg" else None
+        how: dict[str, Any] = {"format": suffix[1:], "metadata": {"Date": None} if suffix == ".svg" else None}
+        draw = partial(figure.savefig, dpi=130, bbox_inches="tight", **how)
         with mpl.rc_context(SVG_STYLE):
-            figure.savefig(stem.with_name(stem.name + suffix), dpi=130, metadata=metadata, bbox_inches="tight")
+            atomic_write(stem.with_name(stem.name + suffix), draw)
     plt.close(figure)

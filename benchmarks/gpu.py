@@ -24,6 +24,7 @@ from shown_command import shown_command
 from torch import Tensor
 
 from agents.training.provenance import commit, versions
+from agents.training.runs import write_text
 from skrl import sparse_kernel
 from skrl.cuda_graph import capture
 from skrl.functional import make_support
@@ -192,8 +193,7 @@ def main() -> None:
     }
     print(json.dumps(report, indent=2, ensure_ascii=False))
     if on_gpu(work):
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / "gpu.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(RESULTS / "gpu.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

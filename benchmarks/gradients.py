@@ -18,6 +18,7 @@ from local_solve_timing import Times, interleave
 from shown_command import shown_command
 
 from agents.training.provenance import commit, machine, versions
+from agents.training.runs import write_text
 from skrl import SparseKernel, compiling, functional
 from skrl.kernels import Kernel
 from skrl.search.neighbors import Localisation
@@ -147,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
         "",
         f"Geometric mean of the ratios: {float(np.exp(np.log(ratios).mean())):.1f}.",
     ]
-    (settings.results / "gradients.md").write_text("\n".join(table) + "\n", encoding="utf-8")
+    write_text(settings.results / "gradients.md", "\n".join(table) + "\n")
     return 0
 
 

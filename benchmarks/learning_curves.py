@@ -24,6 +24,7 @@ from shown_command import shown_command
 
 from agents.common.schema import ConfigError
 from agents.training.provenance import commit
+from agents.training.runs import write_text
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,10 +123,9 @@ def stale_message(stale: Sequence[Cell]) -> str:
 def note_command(path: Path, argv: Sequence[str]) -> None:
     """Add the command to those that made the grid, once."""
     line = shown_command("learning_curves.py", argv)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.exists() else []
     if line not in lines:
-        path.write_text("\n".join([*lines, line]) + "\n")
+        write_text(path, "\n".join([*lines, line]) + "\n")
 
 
 if __name__ == "__main__":

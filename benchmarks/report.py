@@ -14,6 +14,8 @@ from curves_results import gaps, read_runs, variants
 from curves_tables import markdown
 from tasks import read_tasks
 
+from agents.training.runs import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -65,9 +67,8 @@ def write(report: Report) -> None:
     commands = report.folder / "command.txt"
     lines = commands.read_text().splitlines() if commands.exists() else []
     text = markdown(runs, tasks, report.name, report.baseline, lines, unfinished)
-    report.results.mkdir(parents=True, exist_ok=True)
     stem = report.results / report.name
-    stem.with_name(f"{report.name}.md").write_text(text, encoding="utf-8")
+    write_text(stem.with_name(f"{report.name}.md"), text)
     write_evaluations(runs, stem.with_name(f"{report.name}.csv"))
     write_seeds(runs, tasks, stem.with_name(f"{report.name}_seeds.csv"))
     plot_curves(runs, tasks, report.baseline, stem)

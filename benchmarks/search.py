@@ -22,6 +22,7 @@ from shown_command import shown_command
 from torch import Tensor
 
 from agents.training.provenance import commit, machine, versions
+from agents.training.runs import write_text
 from skrl.search.approximate import HnswSearch, IvfSearch
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import NeighborSearch
@@ -188,10 +189,9 @@ def main() -> None:
         "searches": [repr(search) for search in (IvfSearch(), HnswSearch())],
         "results": [asdict(row) for row in rows],
     }
-    settings.results.mkdir(parents=True, exist_ok=True)
-    (settings.results / "search.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(settings.results / "search.json", json.dumps(report, indent=2) + "\n")
     text = "\n".join([*heading(report), *table(rows)]) + "\n"
-    (settings.results / "search.md").write_text(text, encoding="utf-8")
+    write_text(settings.results / "search.md", text)
 
 
 def heading(report: dict[str, object]) -> list[str]:

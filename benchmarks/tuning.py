@@ -22,6 +22,7 @@ from sklearn import datasets
 from torch import Tensor
 
 from agents.training.provenance import commit, machine, versions
+from agents.training.runs import write_text
 from skrl import ExactSearch, make_kernel, neighbor_lengthscale, sparse_kernel, tune
 from skrl.tuning.probes import Probes
 
@@ -228,16 +229,14 @@ def main() -> None:
         rows[name] = compare(name, settings)
         print(table({name: rows[name]}), flush=True)
     results = {"versions": versions() | {"scikit-learn": version("scikit-learn")}, "sets": rows, "speeds": large}
-    settings.results.mkdir(parents=True, exist_ok=True)
-    file = settings.results / "tuning.json"
-    file.write_text(json.dumps(provenance | results, indent=2) + "\n", encoding="utf-8")
+    write_text(settings.results / "tuning.json", json.dumps(provenance | results, indent=2) + "\n")
     lines = [
         f"| {row['points']} | {row['dim']} | {', '.join(f'{name}={value}' for name, value in row['keywords'].items())} "
         f"| {row['seconds']:.3f} |"
         for row in large
     ]
     text = REPORT.format(**provenance, **vars(settings), errors=table(rows), speeds="\n".join(lines))
-    (settings.results / "tuning.md").write_text(text, encoding="utf-8")
+    write_text(settings.results / "tuning.md", text)
 
 
 if __name__ == "__main__":

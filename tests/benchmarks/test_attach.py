@@ -89,7 +89,7 @@ def test_returns_are_those_of_the_model() -> None:
         assert least <= attach.greedy_return(rule, "CartPole-v1", seed=0, episodes=4) <= most
 
 
-def test_the_table_by_hand(tmp_path: Path) -> None:
+def test_the_table_by_hand(tmp_path: Path, replaced: set[Path]) -> None:
     rows = [
         Row("ddqn", "CartPole-v1", seed, 2000, before, after, 11_000, seconds, 8.0)
         for seed, before, after, seconds in ((0, 100.0, 200.0, 9.0), (1, 50.0, 250.0, 12.0))
@@ -108,6 +108,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
         "8",
     ]
     write(Attach(results=tmp_path), rows, "abc123")
+    assert replaced == {tmp_path / "attach.md", tmp_path / "attach.csv"}
     assert summary(rows) in (tmp_path / "attach.md").read_text(encoding="utf-8")
     lines = (tmp_path / "attach.csv").read_text(encoding="utf-8").splitlines()
     assert lines[1:] == [

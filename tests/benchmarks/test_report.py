@@ -161,6 +161,25 @@ def test_figures_are_drawn_and_repeat(finished: Path) -> None:
     assert {name: (results / name).read_bytes() for name in names} == first
 
 
+def test_files_are_whole_whatever_fails(
+    finished: Path, replaced: set[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(finished) == 0
+    files = set((finished.parent / "results").iterdir())
+    assert replaced == files
+    figures = {path: path.read_bytes() for path in files if path.suffix in curves_plots.SUFFIXES}
+
+    def full_disk(figure: Figure, file: Any, **others: Any) -> None:
+        file.write(b"half a figure")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full_disk)
+    assert run(finished) == 2
+    assert "no space left on device" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in figures} == figures
+    assert set((finished.parent / "results").iterdir()) == files
+
+
 def test_figures_show_the_figures(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Figure] = {}
     monkeypatch.setattr(curves_plots, "save", lambda figure, stem: drawn.update({stem.name: figure}))

@@ -31,12 +31,13 @@ def test_gradients_of_one_side_alone_are_no_comparison(monkeypatch: pytest.Monke
 
 
 def test_searches_are_compared_with_exact_neighbours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: set[Path]
 ) -> None:
     search = pytest.importorskip("search", reason="needs faiss")
     words = ["--points", "600", "--dims", "4", "--k", "5", "--results", str(tmp_path / "new")]
     monkeypatch.setattr(sys, "argv", ["search.py", *words])
     search.main()
+    assert replaced == {tmp_path / "new" / name for name in ("search.json", "search.md")}
     rows = json.loads((tmp_path / "new" / "search.json").read_text())["results"]
     assert {row["search"] for row in rows} == {"exact", "FAISS flat", "IVF", "HNSW"}
     # Ours is what they are compared with: FAISS's own exhaustive search finds the same.
