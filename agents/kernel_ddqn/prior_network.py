@@ -15,6 +15,11 @@ from skrl.value_heads import NetworkFreeHead
 
 OF_THE_HEAD = ("head.", "feature_map.")
 NOT_OF_A_KERNEL_POLICY = ("observation_space", "action_space", "lr_schedule", "n_quantiles", "kernel")
+QUANTILE_NETWORKS = (
+    "sb3_contrib.qrdqn.policies.QuantileNetwork",
+    "agents.kernel_qrdqn.policies.KernelQuantileNetwork",
+)
+"""Networks whose weights can be read, by name, since sb3_contrib need not be installed."""
 
 
 def check_model(model: BaseAlgorithm) -> None:
@@ -30,6 +35,7 @@ def check_model(model: BaseAlgorithm) -> None:
             "sb3_contrib"
         )
     if _has_quantiles(model):
+        _check_quantile_network(model.policy.quantile_net)
         return
     network = model.policy.q_net if isinstance(model.policy, DQNPolicy) else None
     if type(network) not in (QNetwork, KernelQNetwork):
@@ -58,6 +64,15 @@ def copy_network(model: BaseAlgorithm, policy: KernelDQNPolicy) -> None:
 def _has_quantiles(model: BaseAlgorithm) -> bool:
     """Whether the model is a QR-DQN; asked of the policy, since sb3_contrib need not be installed."""
     return hasattr(model.policy, "quantile_net")
+
+
+def _check_quantile_network(network: Any) -> None:
+    kind = type(network)
+    if f"{kind.__module__}.{kind.__qualname__}" not in QUANTILE_NETWORKS:
+        raise ValueError(
+            f"the network is a {kind.__name__}, but its weights can be read from the QuantileNetwork of sb3_contrib "
+            "only; train with 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'"
+        )
 
 
 def _weights(model: BaseAlgorithm) -> dict[str, Tensor]:

@@ -355,3 +355,18 @@ def test_models_and_buffers_that_do_not_fit_are_refused_with_advice() -> None:
     model.policy.q_net.__class__ = Dueling
     with pytest.raises(ValueError, match=r"the network is a Dueling.*QNetwork only"):
         attach_kernel_head(model, "CartPole-v1")
+
+
+@pytest.mark.parametrize("cls", [QRDQN, KernelQRDQN])
+def test_quantiles_of_another_network_are_refused_with_advice(cls) -> None:
+    """Their mean would be read from the last layer as if they were quantiles of the return."""
+    model = cls("MlpPolicy", "CartPole-v1", **{**SETTINGS, "policy_kwargs": {"net_arch": [16]}})
+    network = model.policy.quantile_net
+
+    class Expectiles(type(network)):
+        def forward(self, obs):
+            return super().forward(obs).square()
+
+    network.__class__ = Expectiles
+    with pytest.raises(ValueError, match=r"the network is a Expectiles.*QuantileNetwork of sb3_contrib"):
+        attach_kernel_head(model, "CartPole-v1")
