@@ -268,6 +268,30 @@ def test_run_that_can_learn_nothing_stops_with_status_1(tmp_path: Path, capsys: 
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.parametrize("budget", ["30", "60"])
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [
+        ("ppo", "stopped at step 30: the network's parameters are not finite. NormalizedPPO does not skip bad updates"),
+        (
+            "kernel_ppo",
+            "stopped at step 30: the rollout holds a reward that is not finite, nan at step 1 from environment 0",
+        ),
+    ],
+)
+def test_rollouts_that_are_not_finite_stop_with_status_1(
+    agent: str, message: str, budget: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether an evaluation, another rollout or the end of the budget comes next."""
+    words = ["--agent", agent, "--env", "NanReward-v0", *ROLLOUTS, "--n-evaluations", "1", "--no-progress-bar"]
+    assert train.main([*words, "--total-timesteps", budget, "--run-dir", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "result.json").exists()
+    assert error.endswith("model.zip holds them.\n") == (tmp_path / "model.zip").exists() == (agent == "kernel_ppo")
+
+
 def test_folder_is_made_of_agent_environment_and_seed() -> None:
     config = DoubleDQNConfig(agent="ddqn", env="ALE/Pong-v5", seed=3)
     assert RunFolder.of(config).path == Path("runs/ddqn/ALE/Pong-v5/seed3")

@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from typing_extensions import Self
 
+from agents.common.nonfinite import NonFiniteError
 from agents.common.seeding import numpy_generator
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import Cuts, RolloutCritic
@@ -65,6 +66,9 @@ class KernelPPO(NormalizedPPO):
 
         Returns:
             False where a callback stopped it.
+
+        Raises:
+            NonFiniteError: a reward or a value in the rollout is not finite.
         """
         self.cuts = []
         corrected = _BeforeRolloutEnd(callback, partial(self._correct, env, rollout_buffer))
@@ -72,6 +76,7 @@ class KernelPPO(NormalizedPPO):
 
     def _correct(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
         assert self._last_obs is not None
+        self._check_finite(env, rollout_buffer)
         last_observations = obs_as_tensor(self._last_obs, self.device)
         dones = np.asarray(self._last_episode_starts, dtype=np.bool_)
         self.critic.correct(
@@ -84,6 +89,21 @@ class KernelPPO(NormalizedPPO):
         )
         for name, value in self.critic.scalars.items():
             self.logger.record(f"kernel/{name}", value)
+
+    def _check_finite(self, env: VecEnv, rollout: RolloutBuffer) -> None:
+        """Say where a number comes from that would make every state's value one that is not finite."""
+        # Returns are made backwards: what spoils them and neither rewards nor values came at the end.
+        looked_at = (("reward", rollout.rewards, 0), ("value", rollout.values, 0), ("return", rollout.returns, -1))
+        for what, numbers, index in looked_at:
+            bad = np.argwhere(~np.isfinite(numbers))
+            if len(bad):
+                row, copy = bad[index]
+                step = self.num_timesteps - (len(numbers) - 1 - row) * env.num_envs
+                raise NonFiniteError(
+                    f"stopped at step {self.num_timesteps}: the rollout holds a {what} that is not finite, "
+                    f"{numbers[row, copy]} at step {step} from environment {copy} of {_name(env)}. The parameters are "
+                    "as they were before it."
+                )
 
     @classmethod
     def load(cls, *args: Any, kernel: CriticConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> Self:
@@ -185,3 +205,9 @@ def _reward_scale(env: VecEnv) -> float:
     if normalised is None or not normalised.norm_reward:
         return 1.0
     return float(np.sqrt(normalised.ret_rms.var + normalised.epsilon))
+
+
+def _name(env: VecEnv) -> str:
+    """The id of an environment, where it has one."""
+    specs = env.get_attr("spec", indices=0) if env.has_attr("spec") else [None]
+    return specs[0].id if specs[0] is not None else type(env).__name__

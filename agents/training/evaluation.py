@@ -76,6 +76,14 @@ def has_finite_parameters(model: BaseAlgorithm) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
 
 
+def bad_parameters(model: BaseAlgorithm) -> NonFiniteError:
+    """What to say of a model whose parameters are not finite."""
+    return NonFiniteError(
+        f"stopped at step {model.num_timesteps}: the network's parameters are not finite. {type(model).__name__} does "
+        "not skip bad updates; DoubleDQN, KernelDDQN and DQK do"
+    )
+
+
 class PeriodicEvaluation(BaseCallback):
     """Evaluate at even shares of the budget, log, and keep the best model.
 
@@ -137,10 +145,7 @@ class PeriodicEvaluation(BaseCallback):
 
     def _evaluate(self) -> None:
         if not has_finite_parameters(self.model):
-            raise NonFiniteError(
-                f"stopped at step {self.num_timesteps}: the network's parameters are not finite. "
-                f"{type(self.model).__name__} does not skip bad updates; DoubleDQN, KernelDDQN and DQK do"
-            )
+            raise bad_parameters(self.model)
         evaluation = evaluate_greedily(self.model, self.eval_env, self.episodes, self.seed)
         if not self.mean_returns or evaluation.mean > self.best_mean_return:
             atomic_write(self.best_model, self.model.save)

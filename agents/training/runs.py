@@ -26,6 +26,7 @@ from agents.training.evaluation import (
     FINAL_SEED_OFFSET,
     Evaluation,
     PeriodicEvaluation,
+    bad_parameters,
     evaluate_greedily,
     has_finite_parameters,
 )
@@ -290,6 +291,8 @@ def _learn(
     start = perf_counter()
     try:
         model.learn(config.total_timesteps, callback=evaluation, progress_bar=config.progress_bar)
+        if not has_finite_parameters(model):  # since the last evaluation
+            raise bad_parameters(model)
     except KeyboardInterrupt as interrupt:
         atomic_write(folder.model("final"), model.save)
         raise InterruptedLearning from interrupt
@@ -298,6 +301,11 @@ def _learn(
             raise
         atomic_write(folder.model("final"), model.save)
         raise NonFiniteError(f"{error} {folder.model('final').name} holds them.") from error
+    except ValueError as error:
+        # Of torch, whose distributions refuse parameters that are not finite.
+        if has_finite_parameters(model):
+            raise
+        raise bad_parameters(model) from error
     finally:
         model.logger.close()
     return evaluation, perf_counter() - start

@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
+from agents.common.nonfinite import NonFiniteError
 from agents.common.schema import ConfigError
 from agents.kernel_ppo import CriticConfig, KernelPPO
 from agents.kernel_ppo.kernel_ppo import _reward_scale
@@ -345,3 +346,45 @@ def test_a_callback_still_stops_a_rollout() -> None:
     model = KernelPPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, seed=0, device="cpu")
     model.learn(640, callback=ConvertCallback(lambda locals_, _: locals_["self"].num_timesteps < 70))
     assert model.num_timesteps == 70
+
+
+class _Spoils(gym.Wrapper):
+    """A reward, or the observation, of one step is not a number."""
+
+    def __init__(self, env: gym.Env, spoilt: str, at: int) -> None:
+        super().__init__(env)
+        self.spoilt, self.at, self.steps = spoilt, at, 0
+
+    def step(self, action):
+        observation, reward, *rest = self.env.step(action)
+        self.steps += 1
+        if self.steps == self.at and self.spoilt == "reward":
+            reward = float("inf")
+        if self.steps == self.at and self.spoilt == "observation":
+            observation = np.full_like(observation, np.nan)
+        return observation, reward, *rest
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "at", "message"),
+    [
+        (
+            "reward",
+            4,
+            "stopped at step 60: the rollout holds a reward that is not finite, inf at step 12 from environment 1",
+        ),
+        ("observation", 20, "a return that is not finite, nan at step 60 from environment 1 of CartPole-v1"),
+    ],
+)
+def test_a_rollout_that_is_not_finite_is_refused_before_it_is_learned_from(spoilt, at, message) -> None:
+    copies = iter(range(3))
+
+    def make() -> gym.Env:
+        env = gym.make("CartPole-v1")
+        return _Spoils(env, spoilt, at) if next(copies) == 1 else env
+
+    model = KernelPPO("MlpPolicy", make_vec_env(make, 3), n_steps=20, batch_size=30, seed=0, device="cpu")
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    with pytest.raises(NonFiniteError, match=message):
+        model.learn(120)
+    assert all(torch.equal(*pair) for pair in zip(before, model.policy.parameters(), strict=True))
