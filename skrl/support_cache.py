@@ -1,16 +1,18 @@
-"""Fixed support points are made ready for queries once, and again when they or the lengthscale have changed."""
+"""What depends on fixed support points alone is made once, and again when they have changed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from skrl.functional import Support, make_support
+from skrl.memory.support_memory import SupportMemory
 from skrl.modes import traced
 from skrl.search.neighbors import NeighborSearch
-from skrl.shapes import Float, Tensor
+from skrl.shapes import Bool, Float, Int, Tensor
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,61 @@ class SupportCache:
 
     def __reduce__(self) -> tuple[type[SupportCache], tuple[()]]:
         return SupportCache, ()
+
+
+class Probes(NamedTuple):
+    """Some supports of every set and their neighbours in it.
+
+    Attributes:
+        indices: slots of the neighbours, [S, P, k]; 0 where the mask is false.
+        mask: true where the probe and the neighbour exist, [S, P, k].
+    """
+
+    indices: Int[Tensor, "sets probes neighbors"]
+    mask: Bool[Tensor, "sets probes neighbors"]
+
+
+class ProbeCache:
+    """The last probes of a memory. Copies and pickles of it are empty, and it sees a change as a support cache does."""
+
+    def __init__(self) -> None:
+        self._probes: Probes | None = None
+        self._seen: list[tuple[Tensor, int, int]] = []
+        self._asked: tuple[NeighborSearch, int, int] | None = None
+
+    @torch.no_grad()
+    def probes(self, memory: SupportMemory, search: NeighborSearch, k: int, step: int) -> Probes:
+        """Every ``step``-th support of every set, with its k nearest ones, itself among them.
+
+        Args:
+            memory: the supports.
+            search: how neighbours are found.
+            k: neighbours per probe.
+            step: 1 makes every slot a probe.
+        """
+        tensors, asked = (memory.features, memory.half_norms), (search, k, step)
+        if traced() or any(tensor.is_inference() for tensor in tensors) or _captured(memory.features):
+            return _probes(memory, *asked)
+        if self._probes is None or asked != self._asked or not self._has_seen(tensors):
+            # What is made in inference mode could not be used in training.
+            with torch.inference_mode(False), torch.no_grad():
+                self._probes, self._asked = _probes(memory, *asked), asked
+            self._seen = [(tensor, tensor.data_ptr(), tensor._version) for tensor in tensors]
+        return self._probes
+
+    def _has_seen(self, tensors: tuple[Tensor, ...]) -> bool:
+        return all(
+            tensor is seen and tensor.data_ptr() == address and tensor._version == version
+            for tensor, (seen, address, version) in zip(tensors, self._seen, strict=True)
+        )
+
+    def __reduce__(self) -> tuple[type[ProbeCache], tuple[()]]:
+        return ProbeCache, ()
+
+
+def _probes(memory: SupportMemory, search: NeighborSearch, k: int, step: int) -> Probes:
+    near = search(memory.features[:, ::step], memory.features, k, memory.half_norms)
+    return Probes(near.indices.long(), near.mask & memory.mask[:, ::step].unsqueeze(-1))
 
 
 def _captured(features: Tensor) -> bool:

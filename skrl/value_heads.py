@@ -25,6 +25,7 @@ from skrl.search.neighbors import Localisation, NeighborSearch, check_localisati
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_solve import LocalSystem, averaging_weights
 from skrl.solve.local_weights import LocalWeights, bounded_correction, ridge_weights
+from skrl.support_cache import ProbeCache
 
 MIN_TOTAL = 1e-6
 """Sum of weights below which a query is too far from every support to be told their mean."""
@@ -280,6 +281,10 @@ class NetworkFreeHead(ResidualHead):
     mean function: what the weights lack of one is added to them.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._near = ProbeCache()
+
     def weigh(self, queries: Float[Tensor, "actions queries dim"]) -> LocalWeights:
         """Ridge weights that sum to one; where they are nothing, as far from every support, they stay so.
 
@@ -330,10 +335,8 @@ class NetworkFreeHead(ResidualHead):
     def _local_deviation(self, targets: Float[Tensor, "actions points"]) -> Float[Tensor, ""]:
         """Root mean square of what targets differ from the mean of their neighbours', at some of the supports."""
         memory = self.memory
-        step = -(-memory.capacity // PROBES)
-        near = self.search(memory.features[:, ::step], memory.features, self.k, memory.half_norms)
-        values = precise(targets).gather(1, near.indices.flatten(1).long()).view(near.indices.shape)
-        counts = near.mask & memory.mask[:, ::step].unsqueeze(-1)
+        indices, counts = self._near.probes(memory, self.search, self.k, step=-(-memory.capacity // PROBES))
+        values = precise(targets).gather(1, indices.flatten(1)).view(indices.shape)
         mean = (values * counts).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
         return _root_mean_square((values - mean) * counts, counts.sum())
 

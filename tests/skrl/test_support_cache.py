@@ -1,4 +1,4 @@
-"""Fixed supports are made ready once, and again after any change that can be seen."""
+"""What depends on supports alone is made once, and again after any change that can be seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import skrl.support_cache
-from skrl import ExactSearch, Prediction, SparseKernel, sparse_kernel
+from skrl import ExactSearch, NetworkFreeHead, Prediction, SparseKernel, sparse_kernel
 from skrl.search.exact import ExactIndex
 
 QUERIES = torch.linspace(-1.0, 1.0, 21).view(7, 3)
@@ -244,3 +244,97 @@ def test_a_call_with_other_features_leaves_the_own_ones_ready(made: list[int]) -
     assert isinstance(answer, Prediction)
     assert_fresh(sparse)
     assert len(made) == 1
+
+
+# Probes of a value head
+
+
+RESIDUALS = torch.linspace(-1.0, 2.0, 120).sin().view(2, 60)
+
+
+class CountingSearch(ExactSearch):
+    """Counts how often it makes an index."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def index(self, features: Tensor, half_norms: Tensor | None = None) -> ExactIndex:
+        self.made += 1
+        return ExactIndex(features, half_norms)
+
+
+def probed_head(search: ExactSearch | None = None) -> NetworkFreeHead:
+    head = NetworkFreeHead(2, 60, 3, k=6, search=search)
+    head.memory.write(torch.randn(2, 60, 3), torch.tensor([60, 30]))
+    return head
+
+
+def assert_fresh_amplitude(head: NetworkFreeHead, residuals: Tensor = RESIDUALS) -> None:
+    """A head that has kept nothing says the same to the last bit."""
+    head.write_targets(residuals)
+    fresh = NetworkFreeHead(2, 60, 3, k=head.k, search=head.search).to(head.amplitude.dtype)
+    for name in ("features", "targets", "half_norms", "sizes"):
+        setattr(fresh.memory, name, getattr(head.memory, name).clone())
+    fresh.write_targets(residuals)
+    assert torch.equal(head.amplitude, fresh.amplitude)
+
+
+def test_probes_find_their_neighbours_once() -> None:
+    search = CountingSearch()
+    head = probed_head(search)
+    amplitudes = set()
+    for factor in (1.0, 2.0, 5.0):
+        head.write_targets(factor * RESIDUALS)
+        with torch.inference_mode():
+            head.write_optimistic_targets(RESIDUALS)
+            head.write_targets(RESIDUALS + factor * RESIDUALS.square())
+        amplitudes.add(head.amplitude.item())
+    assert search.made == 1
+    assert len(amplitudes) == 3
+
+
+MEMORY_CHANGES: dict[str, Callable[[NetworkFreeHead], object]] = {
+    "written": lambda head: head.memory.write(torch.randn(2, 60, 3), torch.tensor([40, 60])),
+    "fewer": lambda head: head.memory.write(head.memory.features.clone(), torch.tensor([5, 2])),
+    "one row": lambda head: head.memory.write_slots(torch.tensor([3]), torch.randn(1, 3), torch.zeros(1, 1), 1),
+    "a row more": lambda head: head.memory.append(torch.zeros(1, 3), torch.zeros(1, 1), 1),
+    "cleared": lambda head: head.memory.clear(),
+    "in inference mode": torch.inference_mode()(
+        lambda head: head.memory.write(torch.randn(2, 60, 3), torch.tensor([60, 60]))
+    ),
+    "loaded": lambda head: head.load_state_dict(probed_head().state_dict()),
+    "loaded into its place": lambda head: head.load_state_dict(probed_head().state_dict(), assign=True),
+    "other precision": lambda head: head.double(),
+    "there and back": lambda head: head.half().float(),
+    "another k": lambda head: setattr(head, "k", 3),
+    "another search": lambda head: setattr(head, "search", FarthestSearch()),
+}
+
+
+@pytest.mark.parametrize("change", MEMORY_CHANGES)
+def test_every_change_of_a_memory_is_seen(change: str) -> None:
+    head = probed_head()
+    for _ in range(2):
+        assert_fresh_amplitude(head)
+        MEMORY_CHANGES[change](head)
+        assert_fresh_amplitude(head)
+
+
+def test_copies_and_pickles_of_a_head_hold_no_probes() -> None:
+    head = probed_head()
+    empty = len(pickle.dumps(head))
+    assert_fresh_amplitude(head)
+    assert len(pickle.dumps(head)) == empty
+    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert other._near is not head._near
+        other.memory.write(torch.randn(2, 60, 3), torch.tensor([60, 60]))
+        assert_fresh_amplitude(other)
+        assert_fresh_amplitude(head)
+
+
+def test_a_memory_made_in_inference_mode_is_probed_at_every_write() -> None:
+    with torch.inference_mode():
+        head = probed_head()
+        for _ in range(2):
+            assert_fresh_amplitude(head)
+            head.memory.features.mul_(-2.0)
