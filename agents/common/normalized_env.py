@@ -31,6 +31,28 @@ def require_normalized(model: BaseAlgorithm, env: VecEnv) -> None:
         )
 
 
+def require_same_rewards(model: BaseAlgorithm, env: VecEnv) -> None:
+    """Make sure that an environment gives rewards in the scale of a model's values: normalised as the model's own does.
+
+    What a model without an environment was trained in, nobody knows.
+
+    Raises:
+        ValueError: it gives rewards of another scale.
+    """
+    if model.get_env() is None:
+        return
+    own, given = _normalizes_rewards(model.get_vec_normalize_env()), _normalizes_rewards(unwrap_vec_normalize(env))
+    if given != own:
+        raise ValueError(
+            f"norm_reward is {given} for the environment, but {own} in the model's own, so that rewards would have "
+            f"another scale than the action values; set it to {own} in VecNormalize, or give model.get_env()"
+        )
+
+
+def _normalizes_rewards(normalize: VecNormalize | None) -> bool:
+    return normalize is not None and normalize.norm_reward
+
+
 def _observations_seen(normalize: VecNormalize) -> float:
     """How many observations the statistics are of, the fewest of any part."""
     statistics = normalize.obs_rms

@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agents.common.normalized_env import frozen_statistics, require_normalized
+from agents.common.normalized_env import frozen_statistics, require_normalized, require_same_rewards
 from agents.common.replay_view import ReplayView
 from agents.common.seeding import numpy_generator
 from agents.kernel_ddqn.experience import Experience
@@ -73,7 +73,10 @@ def attach_kernel_head(
             left behind. It is not changed.
         env_or_buffer: an environment, which is reset, or its id for several copies of it, or a replay buffer of the
             model's spaces. Episodes should end; one that lasts longer than ``steps`` is cut, so that a measurement of
-            endless ones takes as many of every copy.
+            endless ones takes as many of every copy. In VecNormalize ``norm_reward`` must be as in training, since the
+            network's values have the scale of the rewards that it learned from: also where SB3 evaluates with
+            ``norm_reward = False``, and where a model that is loaded without an environment cannot tell. A buffer is
+            normalised as the model's own environment is: load the model with the one that it was trained in.
         steps: environment steps over all copies after which no further round begins, measurements included;
             10,000 when left out. Not for a buffer.
         kernel: settings of the kernel that differ from the defaults; a :class:`KernelConfig` is taken whole.
@@ -90,7 +93,8 @@ def attach_kernel_head(
     Raises:
         ConfigError: a setting of the kernel is unknown, of the wrong type or out of range.
         ValueError: the model is not of the DQN family or has no network; the environment or the buffer has other
-            spaces; the buffer is empty; or a number is out of range.
+            spaces; the environment is not normalised as the model's own is; the buffer is empty; or a number is out of
+            range.
     """
     check_model(model)
     config = _kernel_config(kernel)
@@ -188,6 +192,7 @@ def _collector(
     _check_spaces(model, collector.observation_space, collector.action_space, "environment")
     assert collector.env is not None
     require_normalized(model, collector.env)
+    require_same_rewards(model, collector.env)
     copy_network(model, collector.policy)
     return collector
 

@@ -259,6 +259,26 @@ def test_statistics_of_vec_normalize_stand_still_and_are_needed() -> None:
     assert attach_kernel_head(untrained, fresh, 300, kernel=KERNEL, seed=0).q_net.head.memory.mask.any()
 
 
+def test_rewards_of_another_scale_than_the_values_are_refused(tmp_path) -> None:
+    """SB3's way to evaluate in VecNormalize gives raw rewards, which a network of normalised ones knows nothing of."""
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    model = _trained(env=env)
+    model.save(tmp_path / "model.zip")
+    env.save(str(tmp_path / "statistics.pkl"))
+    played = VecNormalize.load(str(tmp_path / "statistics.pkl"), DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    played.training = played.norm_reward = False
+    with pytest.raises(ValueError, match=r"norm_reward is False .* True in the model's own.*; set it to True"):
+        attach_kernel_head(model, played, 100, kernel=KERNEL)
+    plain = DQN("MlpPolicy", "CartPole-v1", **SETTINGS)
+    scaled = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), norm_obs=False)
+    with pytest.raises(ValueError, match=r"norm_reward is True .* False in the model's own.*; set it to False"):
+        attach_kernel_head(plain, scaled, 100, kernel=KERNEL)
+    # What a model was trained in that is loaded without an environment, nobody knows.
+    for each, norm_reward in ((model, True), (DQN.load(tmp_path / "model.zip", device="cpu"), False)):
+        played.norm_reward = norm_reward
+        assert attach_kernel_head(each, played, 100, kernel=KERNEL).q_net.head.memory.capacity == 100
+
+
 class Pictures(gym.Env):
     observation_space, action_space = spaces.Box(0, 255, (36, 36, 1), np.uint8), spaces.Discrete(3)
 
