@@ -28,7 +28,7 @@ from agents.training.registry import present_device
 from agents.training.report import show_evaluation, show_video
 from agents.training.runs import Checkpoint, RunFolder, load_model
 from agents.training.settings import load_config
-from agents.training.video import film_writer, record_episode
+from agents.training.video import check_filming, film_writer, record_episode
 from envs import ATARI_NAMESPACE, EnvironmentArgumentError, UnknownEnvironmentError, make_env
 
 HELP = ("-h", "--help")
@@ -58,7 +58,7 @@ class EvaluateOptions:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit status is 2 for bad input."""
+    """Run the command; the exit status is 2 for bad input, 130 for an interrupted evaluation."""
     try:
         if any(word in HELP for word in argv):
             print_help(EvaluateOptions, EvaluateOptions(), "evaluate.py", "Score a saved run with greedy episodes.")
@@ -67,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, UnknownEnvironmentError, EnvironmentArgumentError, DependencyNotInstalled) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -88,9 +91,7 @@ def run(options: EvaluateOptions) -> None:
     if options.video:
         film_writer()  # Said now, where it is missing, and not after the episodes.
     folder = RunFolder(Path(options.run_dir))
-    if not folder.path.is_dir():
-        advice = f"; give that of the model, {folder.path.parent}" if folder.path.is_file() else ""
-        raise ConfigError(f"there is no run folder {folder.path}{advice}")
+    folder.check_present()
     config = load_config(folder.config)
     config = replace(config, device=options.device or present_device(config.device))
     torch.set_num_threads(config.threads)
@@ -99,6 +100,8 @@ def run(options: EvaluateOptions) -> None:
     make = partial(make_env, config.env, evaluation=True, max_episode_steps=limit, env_kwargs=config.env_kwargs)
     env = make(n_envs=evaluation_copies(config))
     try:
+        if options.video:
+            check_filming(env, folder.path)
         model = load_model(config, env, folder.model(options.checkpoint))
         evaluation = evaluate_greedily(model, env, options.episodes, seed)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 from stable_baselines3 import DQN
 
 import evaluate
@@ -115,6 +117,39 @@ def test_without_a_film_writer_there_are_scores(
     assert not output.out
 
 
+def test_what_keeps_a_film_from_being_made_is_said_before_the_episodes(
+    dqn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("moviepy")
+    run = shutil.copytree(dqn_run, tmp_path / "run")
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace("env_kwargs: {}", "env_kwargs: {render_mode: null}"))
+    assert evaluate.main([str(run), "--video"]) == 2
+    output = capsys.readouterr()
+    assert "renders no pictures (render mode rgb_array), so leave --video out" in output.err
+    assert not output.out
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("agents.training.video.TemporaryFile", refuse)
+    assert evaluate.main([str(dqn_run), "--video"]) == 2
+    output = capsys.readouterr()
+    assert f"no film can be written into {dqn_run}: Permission denied; leave --video out" in output.err
+    assert not output.out
+
+
+def test_an_interrupted_evaluation_says_so(
+    dqn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluate.evaluate_greedily", interrupt)
+    assert evaluate.main([str(dqn_run)]) == 130
+    assert capsys.readouterr().err == "evaluate.py: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("frame", "shape"),
     [
@@ -140,6 +175,7 @@ def test_missing_parts_are_named(dqn_run: Path, tmp_path: Path, capsys: pytest.C
         ([str(tmp_path / "none")], "there is no run folder"),
         ([str(dqn_run / "model.zip")], f"give that of the model, {dqn_run}"),
         ([str(tmp_path)], "config.yaml"),
+        (["x" * 300], "cannot read the run folder xxx"),
         ([str(dqn_run), "--checkpoint", "bets"], "did you mean 'best'"),
         ([str(dqn_run), "--episodes", "0"], "episodes is 0"),
         ([str(dqn_run), "--episode", "3"], "did you mean '--episodes'"),
@@ -160,6 +196,36 @@ def test_a_file_that_is_no_model_is_an_error(dqn_run: Path, tmp_path: Path, caps
     assert "does not hold a model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "EOFError"), (torch.zeros(2), "Expected state_dict to be dict-like, got <class 'torch.Tensor'>")],
+)
+def test_what_is_wrong_with_a_model_is_said(
+    content: bytes | torch.Tensor, message: str, dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_config(dqn_run, tmp_path)
+    saved = io.BytesIO(content if isinstance(content, bytes) else b"")
+    if isinstance(content, torch.Tensor):
+        torch.save(content, saved)
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("policy.pth", saved.getvalue())
+    assert evaluate.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"does not hold a model that fits its config.yaml: {message}" in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_read_is_an_error(
+    dqn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "model.zip")
+
+    monkeypatch.setattr(DQN, "set_parameters", refuse)
+    assert evaluate.main([str(dqn_run)]) == 2
+    assert f"cannot read {dqn_run / 'model.zip'}: Permission denied" in capsys.readouterr().err
+
+
 def test_weights_of_another_network_are_an_error(
     dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +233,10 @@ def test_weights_of_another_network_are_an_error(
     (tmp_path / "config.yaml").write_text(settings)
     (tmp_path / "model.zip").write_bytes((dqn_run / "model.zip").read_bytes())
     assert evaluate.main([str(tmp_path)]) == 2
-    assert "does not hold a model that fits" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "does not hold a model that fits its config.yaml: Error(s) in loading state_dict for" in error
+    assert "size mismatch" in error
+    assert error.count("\n") == 1
 
 
 class Payload:

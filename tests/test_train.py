@@ -202,7 +202,7 @@ def test_finished_run_needs_force(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "--agent", "dqn") == 0
 
@@ -212,6 +212,8 @@ def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(
     with monkeypatch.context() as patch:
         patch.setattr("agents.training.runs.evaluate_greedily", interrupted)
         assert run(tmp_path, "--agent", "dqn", "--force") == 130
+    assert "model.zip holds what was learned" in capsys.readouterr().err
+    assert (tmp_path / "model.zip").exists()
     assert not (tmp_path / "result.json").exists()
     assert run(tmp_path, "--agent", "dqn") == 0
 
@@ -361,6 +363,9 @@ def test_the_script_itself_with_its_progress_bar(tmp_path: Path) -> None:
     command = [sys.executable, train.__file__, *words, "--agent", "dqn", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert (
+        f"{Path(evaluate.__file__).resolve()} {tmp_path / 'run'} --video" in done.stdout
+    )  # the present folder is another
     assert "100/100" in done.stdout
     assert done.stdout.count("return") >= 10
     failed = subprocess.run([*command, "--gama", "1"], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.training.evaluation import Evaluation
+from agents.training.provenance import SOURCE_ROOT
 from agents.training.runs import RunFolder, RunResult
 
 
@@ -34,13 +35,13 @@ def show_training(result: RunResult, folder: RunFolder, final_episodes: int) -> 
     console.print(table)
     place = shlex.quote(str(folder.path))
     _print_line(console, f"run folder   {place}  (config.yaml, model.zip, best_model.zip, result.json)")
-    _print_line(console, f"curves       {_python()} -m tensorboard.main --logdir {place}")
-    _print_line(console, f"evaluation   {_python()} evaluate.py {place} --video")
+    python, script = _typed(Path(sys.executable)), _typed(SOURCE_ROOT / "evaluate.py")
+    _print_line(console, f"curves       {python} -m tensorboard.main --logdir {place}")
+    _print_line(console, f"evaluation   {python} {script} {place} --video")
 
 
-def _python() -> str:
-    """The interpreter as a user would type it: relative, where it lies below the present folder."""
-    path = Path(sys.executable)
+def _typed(path: Path) -> str:
+    """A path as a user would type it: relative, where it lies below the present folder."""
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 

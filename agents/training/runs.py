@@ -41,6 +41,9 @@ except ImportError:  # Windows, where nothing keeps two runs apart
 
 Checkpoint = Literal["final", "best"]
 LOCK = ".run.lock"
+MOST_LETTERS = 300
+"""Of what torch says of a model that does not fit, which names every tensor."""
+
 OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*", "*-episode-0.mp4")
 
 
@@ -81,7 +84,16 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: RunConfig) -> RunFolder:
-        """The folder that a configuration names, or the one that its agent, environment and seed make."""
+        """The folder that a configuration names, or the one that its agent, environment and seed make.
+
+        Raises:
+            ConfigError: the name is empty, which would be the present folder.
+        """
+        if config.run_dir is not None and not config.run_dir.strip():
+            raise ConfigError(
+                f"run_dir is {config.run_dir!r}, which names no folder; give one with --run-dir, the present one as "
+                "--run-dir . , or leave it out for runs/AGENT/ENV/seedSEED"
+            )
         default = Path("runs", config.agent, config.env, f"seed{config.seed}")
         return cls(default if config.run_dir is None else Path(config.run_dir))
 
@@ -103,8 +115,28 @@ class RunFolder:
         """Make sure that a run may be written here.
 
         Raises:
-            ConfigError: a finished run lies here and `force` is off, or the path is no folder.
+            ConfigError: a finished run lies here and `force` is off, or the path is no folder that can be written.
         """
+        try:
+            self._check_free(force)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def check_present(self) -> None:
+        """Make sure that there is a folder.
+
+        Raises:
+            ConfigError: there is none, or it cannot be read.
+        """
+        try:
+            is_folder, is_file = self.path.is_dir(), self.path.is_file()
+        except OSError as error:
+            raise ConfigError(f"cannot read the run folder {self.path}: {error.strerror}") from error
+        if not is_folder:
+            advice = f"; give that of the model, {self.path.parent}" if is_file else ""
+            raise ConfigError(f"there is no run folder {self.path}{advice}")
+
+    def _check_free(self, force: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"the run folder {self.path} is a file; choose another with --run-dir")
         if self.result.exists() and not force:
@@ -176,7 +208,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
     Raises:
         ConfigError: the agent does not serve the environment, the budget is too small for it to learn anything, or the
             run folder is taken.
-        InterruptedLearning: the user interrupted learning; `model.zip` holds what was learned so far.
+        InterruptedLearning: the user interrupted learning, or the final evaluation; `model.zip` holds what was learned.
         NonFiniteError: training met values that are not finite; if the parameters are, `model.zip` holds them.
     """
     start = perf_counter()
@@ -205,7 +237,10 @@ def _train(
     write_text(folder.config, dump_config(replace(config, run_dir=None)))
     evaluation, learn_seconds = _learn(config, model, eval_env, folder, report)
     atomic_write(folder.model("final"), model.save)
-    final = evaluate_greedily(model, eval_env, config.n_final_eval_episodes, config.seed + FINAL_SEED_OFFSET)
+    try:
+        final = evaluate_greedily(model, eval_env, config.n_final_eval_episodes, config.seed + FINAL_SEED_OFFSET)
+    except KeyboardInterrupt as interrupt:
+        raise InterruptedLearning from interrupt
     result = RunResult(
         agent=config.agent,
         env=config.env,
@@ -239,7 +274,7 @@ def load_model(config: RunConfig, env: VecEnv, file: Path) -> BaseAlgorithm:
         The model.
 
     Raises:
-        ConfigError: the file is missing, is no saved model, or does not fit the settings.
+        ConfigError: the file is missing, cannot be read, is no saved model, or does not fit the settings.
     """
     # Nothing is stored or updated while evaluating: reserve nothing, and spare the warnings on the number of copies.
     if isinstance(config, QLearningConfig):
@@ -254,9 +289,11 @@ def load_model(config: RunConfig, env: VecEnv, file: Path) -> BaseAlgorithm:
     model = build_model(config, env)
     try:
         model.set_parameters(str(file), device=model.device)
-    except (ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"{file} does not hold a model that fits its config.yaml: {first_line}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        words = " ".join(str(error).split())[:MOST_LETTERS] or type(error).__name__
+        raise ConfigError(f"{file} does not hold a model that fits its config.yaml: {words}") from error
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.common.extras import not_installed
 from agents.common.schema import ConfigError
 
+NO_PICTURES = "this environment renders no pictures (render mode rgb_array), so leave --video out"
 FALLBACK_FRAMES_PER_SECOND = 30
 SHORTEST_SIDE_PIXELS = 128
 
@@ -40,6 +42,26 @@ def record_episode(model: BaseAlgorithm, env: VecEnv, seed: int, folder: Path, n
     fps = env.get_attr("metadata", indices=0)[0].get("render_fps", FALLBACK_FRAMES_PER_SECOND)
     save_video(list(frames), str(folder), episode_trigger=lambda _: True, name_prefix=name, fps=fps)
     return folder / f"{name}-episode-0.mp4"
+
+
+def check_filming(env: VecEnv, folder: Path) -> None:
+    """Make sure, as far as can be known before an episode is played, that it can be filmed.
+
+    Args:
+        env: the environment.
+        folder: where the film will go.
+
+    Raises:
+        ConfigError: the environment renders no RGB arrays, or the folder cannot be written.
+    """
+    if env.render_mode != "rgb_array":
+        raise ConfigError(NO_PICTURES)
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"no film can be written into {folder}: {error.strerror}"
+        raise ConfigError(f"{reason}; leave --video out, or copy the run to a folder that can be written") from error
 
 
 def film_writer() -> Callable[..., None]:
@@ -76,7 +98,7 @@ def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArr
     while not finished:
         frame = env.render()
         if frame is None:
-            raise ConfigError("this environment renders no pictures (render mode rgb_array), so leave --video out")
+            raise ConfigError(NO_PICTURES)
         frames.append(as_picture(frame))
         actions, _ = model.predict(observations, deterministic=True)
         observations, _, dones, infos = env.step(actions)

@@ -40,3 +40,19 @@ def test_a_finished_run_and_a_file_are_kept(tmp_path: Path) -> None:
         folder.check_free(force=False)
     with pytest.raises(ConfigError, match="is a file; choose another with --run-dir"):
         RunFolder(folder.result).check_free(force=True)
+
+
+def test_names_of_no_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="run_dir is '', which names no folder; give one with --run-dir"):
+        RunFolder.of(RunConfig(run_dir=""))
+    with pytest.raises(
+        ConfigError, match=r"cannot write the run folder xxx.*name too long.*choose another with --run-dir"
+    ):
+        RunFolder(Path("x" * 300)).check_free(force=False)
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(ConfigError, match=r"cannot write the run folder .* Permission denied"):
+        RunFolder(tmp_path).check_free(force=True)
