@@ -17,6 +17,7 @@ from statistics_of_curves import (
     median_interval,
     ratio_interval,
     stratified_interval,
+    stratified_mean_interval,
 )
 from tasks import Task
 
@@ -82,7 +83,7 @@ def _versions(every: Sequence[Run], package: str) -> str:
 
 
 def aggregate_section(runs: Runs, tasks: Tasks, baseline: str) -> str:
-    """IQM and probability of improvement over the environments whose scores can be normalised."""
+    """IQM, mean and probability of improvement over the environments whose scores can be normalised."""
     common = common_tasks(runs, tasks)
     left_out = [env for env in environments(runs) if env not in common]
     if not common:
@@ -99,10 +100,12 @@ def aggregate_section(runs: Runs, tasks: Tasks, baseline: str) -> str:
             note += f" Of {variant} {row[1]} of {finished} runs count, equally many of every environment."
         for measure in MEASURES.values():
             ours, theirs = (strata(runs, tasks, one, measure) for one in (variant, baseline))
-            row.append(bracketed(stratified_interval(ours), 3))
+            row += [bracketed(interval(ours), 3) for interval in (stratified_interval, stratified_mean_interval)]
             row.append(NOTHING if variant == baseline else bracketed(improvement_interval(ours, theirs), 2))
         rows.append(row)
-    head = ["variant", "runs", "AUC IQM", f"P(AUC > {baseline})", "final IQM", f"P(final > {baseline})"]
+    head = ["variant", "runs"]
+    for name in MEASURES:
+        head += [f"{name} IQM", f"{name} mean [95 %]", f"P({name} > {baseline})"]
     return f"## Over {len(common)} environments\n\n{note}\n\n{table(head, rows)}"
 
 

@@ -52,9 +52,18 @@ def stratified_interval(strata: Strata, resamples: int = RESAMPLES, seed: int = 
         resamples: bootstrap resamples.
         seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
-    drawn = np.concatenate([_redrawn(scores, resamples, rng) for scores in strata], axis=1)
-    return _interval(interquartile_mean(np.concatenate(strata)), interquartile_mean(drawn))
+    return _interval(interquartile_mean(np.concatenate(strata)), interquartile_mean(_pooled(strata, resamples, seed)))
+
+
+def stratified_mean_interval(strata: Strata, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean over all runs of all environments with its stratified bootstrap interval.
+
+    Args:
+        strata: normalised scores of every environment, each [seeds].
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+    """
+    return _interval(np.concatenate(strata).mean(), _pooled(strata, resamples, seed).mean(1))
 
 
 def probability_of_improvement(ours: Strata, theirs: Strata) -> float:
@@ -141,6 +150,12 @@ def _wins(x: Scores, y: Scores) -> Scores:
 def _counts(size: int, resamples: int, rng: np.random.Generator) -> Scores:
     """How often every seed is drawn, [resamples, size]."""
     return rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)
+
+
+def _pooled(strata: Strata, resamples: int, seed: int) -> Scores:
+    """Scores of all environments, drawn anew within each, [resamples, runs]."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([_redrawn(scores, resamples, rng) for scores in strata], axis=1)
 
 
 def _redrawn(scores: Scores, resamples: int, rng: np.random.Generator) -> Scores:

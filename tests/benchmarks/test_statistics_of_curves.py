@@ -19,6 +19,7 @@ from statistics_of_curves import (
     probability_of_improvement,
     ratio_interval,
     stratified_interval,
+    stratified_mean_interval,
 )
 
 # Runs by environments, and what they give: rliable's tests/rliable/metrics_test.py.
@@ -83,6 +84,24 @@ def test_seeds_are_drawn_within_their_environment() -> None:
     assert stratified_interval([easy, hard]) == (0.5, 0.5, 0.5)
     pooled = bootstrap_interval(np.concatenate([easy, hard]))
     assert (pooled.low, pooled.high) == (0.0, 1.0)
+
+
+def test_the_mean_of_strata_by_enumeration() -> None:
+    # Each mean of three is drawn by itself; those of 27 draws of the one meet all of the other.
+    easy, hard = np.array([0.0, 1.0, 4.0]), np.array([-9.0, 0.0, 2.0])
+    means = [np.array(list(itertools.product(scores, repeat=3))).mean(1) for scores in (easy, hard)]
+    drawn = np.add.outer(*means) / 2
+    found = stratified_mean_interval([easy, hard])
+    assert found.estimate == pytest.approx((5 / 3 - 7 / 3) / 2)
+    for end, least, most in ((found.low, 2.0, 3.0), (found.high, 97.0, 98.0)):
+        assert np.percentile(drawn, least) - 1e-9 <= end <= np.percentile(drawn, most) + 1e-9
+
+
+def test_the_mean_sees_an_environment_that_the_interquartile_mean_leaves_out() -> None:
+    solved = [np.full(4, 1.0)] * 3
+    for failures in (0.0, -5.0):
+        assert stratified_interval([*solved, np.full(4, failures)]).estimate == 1.0
+        assert stratified_mean_interval([*solved, np.full(4, failures)]).estimate == (3.0 + failures) / 4
 
 
 def test_ratio_of_means() -> None:
