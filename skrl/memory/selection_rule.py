@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from skrl.memory.support_memory import SupportMemory
+from skrl.modes import precise
 from skrl.shapes import Float, Int, Tensor
 
 
@@ -37,8 +38,8 @@ class SelectionRule(nn.Module, ABC):
     ) -> Int[Tensor, " rows"]:
         """Offer rows to one support set, in order.
 
-        A row that is not finite in the memory's precision, or whose squared norm is not, is refused and counted in
-        ``refused``; for the rule it never existed. All others count in ``seen``.
+        A row that is not finite in the memory's precision, or whose squared norm is not in float32 at least, is refused
+        and counted in ``refused``; for the rule it never existed. All others count in ``seen``.
 
         Args:
             features: [n, d].
@@ -54,7 +55,8 @@ class SelectionRule(nn.Module, ABC):
         self.memory.check_set(set_index)
         self._check_rows(features, targets)
         features, targets = features.to(self.memory.features), targets.to(self.memory.targets)
-        usable = features.square().sum(-1).isfinite() & targets.isfinite().all(-1)
+        # Norms as the memory takes them: in half precision those of 256 and more are infinite.
+        usable = precise(features).square().sum(-1).isfinite() & targets.isfinite().all(-1)
         slots = torch.full_like(usable, -1, dtype=torch.long)
         if bool(usable.any()):
             with torch.autocast(features.device.type, enabled=False):

@@ -206,6 +206,21 @@ def test_the_memory_s_dtype_is_kept(make: Make, dtype: torch.dtype) -> None:
     assert dtypes == {"features": dtype, "targets": dtype, "half_norms": norms, "sizes": torch.long}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cast", ["memory", "rule"])
+def test_a_memory_in_half_precision_takes_what_it_holds(make: Make, dtype: torch.dtype, cast: str) -> None:
+    """Squares beyond float16 are no reason to refuse a row."""
+    rule = make(SupportMemory(SETS, CAPACITY, DIM, WIDTH).to(dtype)) if cast == "memory" else make().to(dtype)
+    features, targets = stream(24)
+    rule.insert(1000.0 * features, targets)
+    assert rule.refused.tolist() == [0, 0]
+    assert rule.seen.tolist() == [24, 0]
+    assert rule.memory.sizes.tolist() == [CAPACITY, 0]
+    assert_consistent(rule.memory)
+    assert rule.insert(torch.full((1, DIM), 1e20), targets[:1]).tolist() == [-1]
+    assert rule.refused.tolist() == [1, 0]
+
+
 def test_casting_the_rule_casts_its_memory(rule: SelectionRule) -> None:
     rule.double().insert(*stream(20))
     assert rule.memory.features.dtype == torch.float64
