@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 
 def cut_episodes(buffer: ReplayBuffer) -> None:
@@ -28,6 +31,30 @@ def cut_episodes(buffer: ReplayBuffer) -> None:
     if not buffer.optimize_memory_usage:
         buffer.timeouts[newest] = np.where(buffer.dones[newest] > 0, buffer.timeouts[newest], 1.0)
     buffer.dones[newest] = 1.0
+
+
+@contextmanager
+def lent(model: OffPolicyAlgorithm, env: VecEnv) -> Iterator[None]:
+    """Play an environment that may be a model's own, which then learns on in a new episode and not where it stood.
+
+    Args:
+        model: whose stored episodes end, and whose environment SB3 resets before it learns on, if it is this one.
+        env: what is reset and played meanwhile.
+    """
+    try:
+        yield
+    finally:
+        own = model.get_env()
+        if own is not None and not _copies(own).isdisjoint(_copies(env)):
+            model._last_obs = None
+            if model.replay_buffer is not None:
+                cut_episodes(model.replay_buffer)
+
+
+def _copies(env: VecEnv) -> set[int]:
+    """Identities of the environments inside all wrappers."""
+    base = env.unwrapped
+    return {id(copy.unwrapped) for copy in (base.envs if isinstance(base, DummyVecEnv) else [base])}
 
 
 class CutAtReset(OffPolicyAlgorithm):

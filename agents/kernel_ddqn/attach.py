@@ -15,6 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agents.common.cut_at_reset import lent
 from agents.common.normalized_env import frozen_statistics, require_normalized, require_same_rewards
 from agents.common.replay_view import ReplayView
 from agents.common.seeding import numpy_generator
@@ -70,7 +71,7 @@ def attach_kernel_head(
 
     Args:
         model: a trained DQN, DoubleDQN or QRDQN, whose mean over quantiles is taken, or a KernelDDQN, whose kernel is
-            left behind. It is not changed.
+            left behind. It is not changed, but where it learns on in the given environment it begins a new episode.
         env_or_buffer: an environment, which is reset, or its id for several copies of it, or a replay buffer of the
             model's spaces. Episodes should end; one that lasts longer than ``steps`` is cut, so that a measurement of
             endless ones takes as many of every copy. In VecNormalize ``norm_reward`` must be as in training, since the
@@ -115,7 +116,7 @@ def attach_kernel_head(
         collector = _collector(model, env, config, n_steps, 2 * steps, seed)
         collector.exploration_rate = exploration_rate
         assert collector.env is not None
-        with frozen_statistics(collector.env):
+        with frozen_statistics(collector.env), lent(model, collector.env):
             return _best_of_rounds(collector, steps, report or (lambda steps, mean_return: None))
     finally:
         if copies is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -257,6 +258,42 @@ def test_statistics_of_vec_normalize_stand_still_and_are_needed() -> None:
         attach_kernel_head(model, fresh, 300)
     untrained = KernelDDQN("MlpPolicy", fresh, device="cpu")
     assert attach_kernel_head(untrained, fresh, 300, kernel=KERNEL, seed=0).q_net.head.memory.mask.any()
+
+
+class Counting(gym.Env):
+    """Counts its steps, so that a transition that never was is seen; an episode takes 30."""
+
+    observation_space, action_space = spaces.Box(-100, 100, (1,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), 1.0, False, self.steps == 30, {}
+
+
+@pytest.mark.parametrize("played", ["its own", "what it wraps", "normalised", "interrupted", "another"])
+@pytest.mark.parametrize("cls", [DQN, DoubleDQN])
+def test_a_model_whose_environment_was_played_learns_on_in_a_new_episode(cls, played: str) -> None:
+    raw, other = Counting(), played == "another"
+    model = _trained(cls, VecNormalize(DummyVecEnv([lambda: raw])) if played == "normalised" else raw, 72, n_steps=3)
+    env = {"what it wraps": raw, "another": Counting()}.get(played, model.get_env())
+
+    def report(steps: int, mean_return: float) -> None:
+        if played == "interrupted" and steps > 90:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) if played == "interrupted" else nullcontext():
+        attach_kernel_head(model, env, 100, kernel=KERNEL, report=report)
+    model.learn(20, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    begun, reached = buffer.observations[:92, 0, 0], buffer.next_observations[:92, 0, 0]
+    assert np.array_equal(reached, begun + 1)
+    assert begun[72] == (12.0 if other else 0.0)
+    # No return runs on from before.
+    assert bool(buffer.dones[71, 0]) == bool(buffer.timeouts[71, 0]) == (not other)
 
 
 def test_rewards_of_another_scale_than_the_values_are_refused(tmp_path) -> None:
