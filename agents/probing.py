@@ -118,7 +118,8 @@ def probe_agent(
 
     Raises:
         ValueError: the environment has several copies, is not normalised as the model's own is or has observations of
-            another kind, no variable ever changes, the model has no network, or a number is out of range.
+            another kind, a variable is not finite or none ever changes, the model has no network, or a number is out of
+            range.
     """
     if steps < 30:
         raise ValueError(f"steps is {steps}, but a probe needs at least 30; some thousand score well")
@@ -146,6 +147,12 @@ def probe_agent(
             raise ValueError(f"noise is {noise}, but must not be negative, and spoils vectors only")
         spread = seen.std(0, correction=0)
         seen = seen + noise * spread * torch.from_numpy(rng.normal(size=seen.shape)).to(seen)
+    for name, column in values.items():
+        if not np.isfinite(column).all():
+            step = int(np.argmin(np.isfinite(column)))
+            raise ValueError(
+                f"{name} is {column[step]} at step {step}, but a readout needs finite numbers; leave it out"
+            )
     split = round(TRAINED_SHARE * steps)
     changing = {
         name: column for name, column in values.items() if np.ptp(column[:split]) > 0.0 and np.ptp(column[split:]) > 0.0
@@ -228,4 +235,4 @@ def _play(
         if rng.random() < exploration_rate:
             action = np.array([env.action_space.sample()])
         observation, _, _, _ = env.step(action)
-    return torch.cat(seen), {name: np.array([value[name] for value in values]) for name in values[0]}
+    return torch.cat(seen), {name: np.array([value[name] for value in values], dtype=np.float64) for name in values[0]}

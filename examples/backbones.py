@@ -5,6 +5,8 @@ Both give features of ``WIDTH`` numbers to ``fc``, the last layer, which may be 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from images import Images
 from torch import Tensor, nn
@@ -91,10 +93,12 @@ def convolution(channels_in: int, channels_out: int, stride: int) -> nn.Sequenti
     )
 
 
-BACKBONES: dict[str, type[ConvNet] | type[VisionTransformer]] = {"cnn": ConvNet, "vit": VisionTransformer}
+BackboneName = Literal["cnn", "vit"]
+
+BACKBONES: dict[BackboneName, type[ConvNet] | type[VisionTransformer]] = {"cnn": ConvNet, "vit": VisionTransformer}
 
 
-def make_backbone(name: str, images: Images, seed: int) -> ConvNet | VisionTransformer:
+def make_backbone(name: BackboneName, images: Images, seed: int) -> ConvNet | VisionTransformer:
     """An untrained network for these pictures and their classes."""
     torch.manual_seed(seed)
     return BACKBONES[name](images.size, int(images.labels.max()) + 1)

@@ -13,7 +13,7 @@ from statistics import mean
 
 import torch
 import tyro
-from backbones import ConvNet, VisionTransformer, accuracy, make_backbone, train
+from backbones import BackboneName, ConvNet, VisionTransformer, accuracy, make_backbone, train
 from images import Images, Split, first_per_class, load_images, split_per_class
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,8 +26,8 @@ from skrl.readouts.activations import collect_features
 class Settings:
     """What to train."""
 
-    backbone: str = "cnn"
-    """`cnn` or `vit`."""
+    backbone: BackboneName = "cnn"
+    """Network."""
 
     labels: int = 20
     """Labelled pictures of every class; all that are left beside the test part where there are fewer."""

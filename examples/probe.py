@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import tyro
-from backbones import BACKBONES, make_backbone, train
+from backbones import BACKBONES, BackboneName, make_backbone, train
 from images import first_per_class, load_images, split_per_class
 
 from skrl import ProbeReport, probe_layers
@@ -28,7 +28,7 @@ LAYERS = {
 class Settings:
     """What to probe."""
 
-    backbones: tuple[str, ...] = tuple(BACKBONES)
+    backbones: tuple[BackboneName, ...] = tuple(BACKBONES)
     """Networks, trained on the first half of the classes."""
 
     labels: int = 50
@@ -65,7 +65,7 @@ def main(settings: Settings) -> dict[str, ProbeReport]:
     split = split_per_class(new, settings.test_per_class, settings.seed)
     labelled = first_per_class(split.train, settings.labels)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    reports = {}
+    reports: dict[str, ProbeReport] = {}
     for name in settings.backbones:
         model = make_backbone(name, known, settings.seed)
         train(model, known, settings.epochs, settings.seed)

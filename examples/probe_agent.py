@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from gymnasium.error import DependencyNotInstalled
 
 from agents import AgentProbe, probe_agent
-from agents.common.schema import ConfigError
 from agents.training.registry import present_device
 from agents.training.runs import RunFolder, load_model
 from agents.training.settings import load_config
@@ -56,5 +56,5 @@ def main(settings: Settings) -> AgentProbe:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Settings, description=__doc__))
-    except ConfigError as error:
+    except (ValueError, DependencyNotInstalled) as error:
         sys.exit(f"probe_agent.py: {error}")

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 import tyro
-from backbones import BACKBONES, make_backbone, train
+from backbones import BACKBONES, BackboneName, make_backbone, train
 from images import Images, first_per_class, load_images, split_per_class
 from opponents import MLPReadout, NearestNeighbours
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from skrl.readouts.activations import collect_features
 class Settings:
     """What to try."""
 
-    backbones: tuple[str, ...] = tuple(BACKBONES)
+    backbones: tuple[BackboneName, ...] = tuple(BACKBONES)
     """Networks."""
 
     labels: tuple[int, ...] = (10, 50, 200)
@@ -82,7 +82,7 @@ def frozen_features(model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
     return collect_features(images.loader(), backbone=model, head=model.get_submodule("fc"))
 
 
-def transfer(settings: Settings, images: Images, backbone: str, seed: int) -> Iterator[Row]:
+def transfer(settings: Settings, images: Images, backbone: BackboneName, seed: int) -> Iterator[Row]:
     """Train one network on the first half of the classes, then every readout on the second half."""
     classes = int(images.labels.max()) + 1
     known, new = images.of_classes(0, classes // 2 - 1), images.of_classes(classes // 2, classes - 1)

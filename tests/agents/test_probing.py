@@ -79,6 +79,12 @@ def test_other_algorithms_and_variables_of_ones_own(cls) -> None:
     assert probe.scores("linear")[0].max() > 0.99
 
 
+def test_true_and_false_are_numbers() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    right = lambda env, observation: {"right": observation[3] > 0.0, "never": False}  # noqa: E731
+    assert list(probe_agent(model, "CartPole-v1", right, steps=90, readouts=LINEAR).reports) == ["right"]
+
+
 def test_table_and_figure(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     model = DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL)
@@ -109,6 +115,7 @@ def test_the_memory_of_an_atari_game() -> None:
         ({"exploration_rate": 2.0}, "exploration_rate is 2.0"),
         ({"noise": -1.0}, "noise is -1.0"),
         ({"variables": lambda env, observation: {"one": 1.0}}, "none of the variables one ever changed"),
+        ({"variables": lambda env, _: {"x": env.state[0], "odd": np.nan}}, "odd is nan at step 0, but a readout needs"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(settings, message) -> None:

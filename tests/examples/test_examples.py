@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -176,6 +179,17 @@ def test_differences_are_paired_by_seed() -> None:
     assert summary(rows).splitlines()[-1].endswith("| +1.0 ± 0.0 |")
 
 
+@pytest.mark.parametrize("example", [hybrid, probe, transfer])
+def test_unknown_backbones_are_refused(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    flag = "--backbone" if example is hybrid else "--backbones"
+    with pytest.raises(SystemExit) as refused:
+        tyro.cli(example.Settings, args=[flag, "foo"])
+    assert refused.value.code == 2
+    output = capsys.readouterr()
+    assert "foo" in output.out + output.err
+    assert "cnn" in output.out + output.err
+
+
 def test_probe(tmp_path: Path) -> None:
     settings = probe.Settings(labels=5, epochs=1, limit=300, test_per_class=5, folder=tmp_path)
     reports = probe.main(settings)
@@ -183,7 +197,7 @@ def test_probe(tmp_path: Path) -> None:
     assert (tmp_path / "cnn.png").stat().st_size > 0
 
 
-def test_probe_of_an_agent(tmp_path: Path) -> None:
+def test_probe_of_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train import main as train_agent
 
     words = ["--agent", "ddqn", "--env", "MountainCar-v0", "--total-timesteps", "60", "--learning-starts", "20"]
@@ -193,6 +207,9 @@ def test_probe_of_an_agent(tmp_path: Path) -> None:
     scores = probe_agent.main(probe_agent.Settings(tmp_path, steps=90, noise=0.1))
     assert list(scores.reports) == ["x0", "x1"]
     assert (tmp_path / "probe.png").stat().st_size > 0
+    monkeypatch.setattr(sys, "argv", ["probe_agent.py", str(tmp_path), "--steps", "3"])
+    with pytest.raises(SystemExit, match=r"probe_agent\.py: steps is 3, but a probe needs at least 30"):
+        runpy.run_path(probe_agent.__file__, run_name="__main__")
 
 
 def test_hybrid() -> None:
