@@ -221,6 +221,19 @@ def test_a_memory_in_half_precision_takes_what_it_holds(make: Make, dtype: torch
     assert rule.refused.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_rule_cast_to_half_precision_chooses_as_one_over_such_a_memory(make: Make, dtype: torch.dtype) -> None:
+    """Its own numbers keep float32, be they small or large."""
+    cast, over = make().to(dtype), make(SupportMemory(SETS, CAPACITY, DIM, WIDTH).to(dtype))
+    features, targets = stream(24)
+    for rule in (cast, over):
+        torch.manual_seed(0)
+        rule.insert(1000.0 * features, targets)
+    assert_same(cast, state(over))
+    for buffer in ("bounds", "lengthscale"):
+        assert getattr(cast, buffer, torch.zeros(())).dtype == torch.float32
+
+
 def test_casting_the_rule_casts_its_memory(rule: SelectionRule) -> None:
     rule.double().insert(*stream(20))
     assert rule.memory.features.dtype == torch.float64
