@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from agents.common.regression_config import RegressionConfig
@@ -40,7 +42,8 @@ class LengthscaleRule:
 
     def __init__(self, head: ValueHead, config: RegressionConfig, generator: torch.Generator) -> None:
         self.head, self.config, self.generator = head, config, generator
-        self.multiple = MULTIPLES[0]
+        # That of a loaded head goes on.
+        self.multiple = self._present_multiple() if config.lengthscale_rule == "leave_one_out" else MULTIPLES[0]
         self.is_tabular = False
 
     @torch.no_grad()
@@ -55,9 +58,7 @@ class LengthscaleRule:
         if gap is not None:
             self.head.lengthscale.copy_(TABULAR * gap)
             return
-        # One more neighbour than k, since every probe finds itself.
-        distance = median_neighbor_distance(self._near_probes(self.head.k + 1))
-        self.head.lengthscale.copy_(self.config.lengthscale_factor * self.multiple * distance)
+        self.head.lengthscale.copy_(self.config.lengthscale_factor * self.multiple * self._distance())
 
     @torch.no_grad()
     def judge(self) -> Float[Tensor, ""]:
@@ -91,6 +92,24 @@ class LengthscaleRule:
         system = factorise(neighbors, memory.features, head.kernel, lengthscale, ridge, radius)
         residuals = gather_points(memory.targets, neighbors.indices).to(system.factor.dtype)
         return system.root_mean_square(head.leave_one_out(system, residuals))
+
+    def _distance(self) -> Float[Tensor, ""]:
+        """Median distance to the k-th neighbour."""
+        # One more neighbour than k, since every probe finds itself.
+        return median_neighbor_distance(self._near_probes(self.head.k + 1))
+
+    @torch.no_grad()
+    def _present_multiple(self) -> float:
+        """What the head's lengthscale was made with; the first where there are no supports, or none explains it.
+
+        Distances of other probes differ by a little, multiples by two or more.
+        """
+        if not self.head.memory.mask.any():
+            return MULTIPLES[0]
+        ratio = float(self.head.lengthscale / (self.config.lengthscale_factor * self._distance()))
+        differences = {multiple: abs(math.log2(ratio / multiple)) for multiple in MULTIPLES}
+        nearest = min(differences, key=differences.__getitem__)
+        return nearest if differences[nearest] < 0.5 else MULTIPLES[0]
 
     def _near_probes(self, k: int) -> Neighbors:
         """The k nearest supports of some random ones per action; of an empty set's zero padding."""

@@ -89,6 +89,43 @@ def test_an_agent_takes_the_choice_at_the_next_rebuild() -> None:
     assert lengths[4.0] == pytest.approx(4.0 * lengths[1.0])
 
 
+@pytest.mark.parametrize("multiple", MULTIPLES)
+@pytest.mark.parametrize("factor", [0.3, 1.0])
+def test_a_head_that_was_loaded_goes_on_with_its_multiple(multiple: float, factor: float) -> None:
+    first = _rule(2.0, lengthscale_rule="leave_one_out", lengthscale_factor=factor)
+    assert first.multiple == 1.0  # a lengthscale that no multiple explains is nobody's choice
+    first.multiple = multiple
+    first.apply()
+    loaded = LengthscaleRule(first.head, first.config, torch.Generator().manual_seed(1))
+    assert loaded.multiple == multiple
+    plain = KernelConfig(k=4, lengthscale_factor=factor)
+    assert LengthscaleRule(first.head, plain, torch.Generator()).multiple == 1.0
+    first.apply(torch.tensor(0.5))
+    assert LengthscaleRule(first.head, first.config, torch.Generator()).multiple == 1.0
+
+
+def test_an_agent_keeps_its_multiple_wherever_its_kernel_is_made_anew(tmp_path) -> None:
+    model = KernelDDQN(
+        "MlpPolicy",
+        "CartPole-v1",
+        kernel={"capacity": 100, "k": 4, "refresh_interval": 60, "lengthscale_rule": "leave_one_out"},
+        policy_kwargs={"net_arch": [16]},
+        learning_starts=50,
+        target_update_interval=20,
+        seed=0,
+    ).learn(200)
+    model._kernel().lengthscale.multiple = 4.0
+    model._kernel().rebuild()
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = KernelDDQN.load(tmp_path / "model", env=model.get_env())
+    assert loaded._kernel().lengthscale.multiple == 4.0
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded._kernel().lengthscale.multiple == 4.0
+    model.set_parameters(loaded.get_parameters())
+    assert model._kernel().lengthscale.multiple == 4.0
+
+
 def test_a_network_free_head_is_judged_by_what_it_predicts() -> None:
     errors = []
     for offset in (0.0, -60.0):
