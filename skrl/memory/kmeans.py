@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from skrl.kernels.distances import ranking_scores
+from skrl.kernels.distances import median_point, ranking_scores
 from skrl.memory.selection_rule import SelectionRule, chunks
 from skrl.memory.support_memory import SupportMemory
 from skrl.modes import precise
@@ -182,8 +182,9 @@ def _merge_costs(
 def _squared_distances(
     points: Float[Tensor, "rows dim"], centres: Float[Tensor, "capacity dim"], filled: Bool[Tensor, " capacity"]
 ) -> Float[Tensor, "rows capacity"]:
-    """Squared distances by one product, around the centres' mean; +∞ to empty slots."""
-    origin = centres[filled].mean(0)
+    """Squared distances by one product; +∞ to empty slots."""
+    # A mean would follow one far centre, and the digits of all others would be lost.
+    origin = median_point(centres[filled])
     shifted = torch.where(filled.unsqueeze(1), centres - origin, 0.0)
     half_norms = torch.where(filled, 0.5 * shifted.square().sum(-1), torch.inf)
     around = points.to(centres) - origin

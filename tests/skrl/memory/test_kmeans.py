@@ -123,6 +123,17 @@ def test_a_stream_through_one_region_after_another_is_covered() -> None:
     assert inertia(points, rule) < 2.0 * best
 
 
+def test_a_far_row_costs_the_others_no_digits() -> None:
+    """Around a mean that it carries away the clumps would be points in float32."""
+    clumps = torch.rand(20, 3, dtype=torch.float64)
+    points = clumps.repeat(50, 1) + 0.01 * torch.randn(1000, 3, dtype=torch.float64)
+    points[7] = 1e5
+    rule = KMeansCentres(SupportMemory(1, 30, 3, 2))
+    rule.insert(points.float(), points[:, :2].float())
+    nearest = torch.cdist(points, rule.memory.features[0].double()).amin(1)
+    assert nearest.square().mean().sqrt() < 0.02
+
+
 def test_duplicates_of_a_centre_join_it() -> None:
     rule = KMeansCentres(SupportMemory(1, 3, 1))
     rows = torch.tensor([[1.0], [1.0], [2.0], [1.0]])
