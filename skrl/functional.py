@@ -22,7 +22,7 @@ from skrl.checks import (
 )
 from skrl.compiling import compiles
 from skrl.kernels.algebra import Kernel
-from skrl.kernels.distances import DIFFERENCES_DIM, centred_points
+from skrl.kernels.distances import DIFFERENCES_DIM, centred_points, within_reach
 from skrl.kernels.formulas import make_kernel
 from skrl.modes import full_precision, precise, traced, transformed, wants_gradient
 from skrl.search.exact import ExactSearch
@@ -79,8 +79,8 @@ def make_support(
     """Centre, scale and index support points.
 
     Args:
-        features: X, [M, d]. A point whose norm in units of the lengthscale is not finite, beyond 10¹⁹ in float32, is
-            left out of the index.
+        features: X, [M, d]. A point that distances may overflow from, beyond 10¹⁹ lengthscales in float32, is left out
+            of the index.
         lengthscale: ℓ, one or one per dimension.
         search: how neighbours are found; exact by default.
 
@@ -210,15 +210,15 @@ def local_systems(
     Args:
         width: entries that the caller gathers per neighbour; a chunk leaves room for them.
     """
-    points = _differentiable_points(features, support, lengthscale)
+    points = differentiable_points(features, support, lengthscale)
     k = min(k, features.shape[0])
     dim = queries.shape[1]
     pairs = k * (dim if dim <= DIFFERENCES_DIM else 1)
     rows = MAX_GATHERED // max(1, k * max(pairs, width, dim))
     for chunk in _chunks(queries, max(1, rows)):
-        scaled, finite = _differentiable_queries(chunk, support, lengthscale)
+        scaled, reach = _differentiable_queries(chunk, support, lengthscale)
         neighbors, radius = local_neighbors(support.index, scaled, points, k, localisation)
-        neighbors = neighbors._replace(mask=neighbors.mask & finite)
+        neighbors = neighbors._replace(mask=neighbors.mask & reach)
         yield neighbors.indices, factorise(neighbors, points, kernel, 1.0, ridge, radius)
 
 
@@ -227,7 +227,12 @@ def _chunks(queries: Tensor, rows: int) -> tuple[Tensor, ...]:
     return (queries,) if traced() else torch.split(queries, rows)
 
 
-def _differentiable_points(features: Tensor, support: Support, lengthscale: Tensor | float) -> Tensor:
+def differentiable_points(
+    features: Float[Tensor, "points dim"],
+    support: Support,
+    lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float,
+) -> Float[Tensor, "points dim"]:
+    """The support's points, as functions of the features and the lengthscale where these want a gradient."""
     if not transformed() and not wants_gradient(features, lengthscale):
         return support.points
     # A point that is left out must not meet the gradient, where zero times infinity is no number.
@@ -235,12 +240,13 @@ def _differentiable_points(features: Tensor, support: Support, lengthscale: Tens
 
 
 def _differentiable_queries(queries: Tensor, support: Support, lengthscale: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Queries in units of the lengthscale, and which are finite, [B, 1].
+    """Queries in units of the lengthscale, and which are within reach of the supports, [B, 1].
 
-    The others must not meet the gradient either; they stand aside, and are to have no neighbours.
+    The others, finite or not, must not meet the gradient either; they stand aside, and are to have no neighbours.
     """
-    finite = queries.isfinite().all(-1, keepdim=True)
-    return support.scaled(torch.where(finite, queries, support.centre), lengthscale), finite
+    with torch.no_grad():
+        reach = within_reach(support.scaled(queries, lengthscale)).unsqueeze(-1)
+    return support.scaled(torch.where(reach, queries, support.centre), lengthscale), reach
 
 
 def _read(
@@ -274,12 +280,12 @@ def _read_differentiably(
     k: int,
     localisation: Localisation,
 ) -> tuple[Tensor, Tensor]:
-    points = _differentiable_points(features, support, lengthscale)
-    scaled, finite = _differentiable_queries(queries, support, lengthscale)
+    points = differentiable_points(features, support, lengthscale)
+    scaled, reach = _differentiable_queries(queries, support, lengthscale)
     with torch.no_grad():
         found, present = support.index.nearest(scaled, k + (localisation == "continuous"))
     residuals = residuals.to(scaled.dtype)
-    return differentiable_means(scaled, points, residuals, ridge, found, present & finite, kernel, k, localisation)
+    return differentiable_means(scaled, points, residuals, ridge, found, present & reach, kernel, k, localisation)
 
 
 @torch.no_grad()

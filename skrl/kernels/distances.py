@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from skrl.shapes import Float, Tensor
+from skrl.modes import precise
+from skrl.shapes import Bool, Float, Tensor
 
 DIFFERENCES_DIM = 8
 """Dimensions up to which points of a block are subtracted from each other instead of multiplied."""
@@ -32,6 +33,14 @@ def safe_sqrt(squared: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     zero = squared == 0
     root = torch.where(zero, 1.0, squared).sqrt()
     return torch.where(zero, 0.0, root)
+
+
+def within_reach(points: Float[Tensor, "*batch dim"]) -> Bool[Tensor, "*batch"]:
+    """Whether a point is so near to the origin that its distance to any other such point has a square.
+
+    In float32 those are points up to some 10¹⁹. Of one beyond, gradients are no numbers, even where they count nothing.
+    """
+    return (2.0 * precise(points.detach())).square().sum(-1).isfinite()
 
 
 def cross_distances(
@@ -101,7 +110,7 @@ def median_point(points: Float[Tensor, "*batch points dim"]) -> Float[Tensor, "*
 def centred_points(
     features: Float[Tensor, "*batch points dim"], unit: Float[Tensor, ""] | Float[Tensor, " dim"] | float = 1.0
 ) -> tuple[Float[Tensor, "*batch points dim"], Float[Tensor, "*batch one dim"], Float[Tensor, "*batch points"]]:
-    """Points around a centre, in the given unit; empty slots for those that are not finite, or whose norm is not.
+    """Points around a centre, in the given unit; empty slots for those that are not within reach of all others.
 
     Args:
         features: [*batch, M, d].
@@ -114,7 +123,7 @@ def centred_points(
     centre = median_point(features)
     points = (features - centre) / unit
     half_norms = 0.5 * points.square().sum(-1)
-    filled = half_norms.isfinite()
+    filled = within_reach(points)
     return torch.where(filled.unsqueeze(-1), points, 0.0), centre, torch.where(filled, half_norms, torch.inf)
 
 

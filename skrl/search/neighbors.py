@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from skrl.kernels.distances import cross_distances
+from skrl.kernels.distances import cross_distances, within_reach
 from skrl.modes import precise
 from skrl.shapes import Bool, Float, Int, Tensor
 
@@ -24,7 +24,8 @@ class Neighbors(NamedTuple):
         indices: positions in the support set, [*batch, B, k]; 0 where the mask is false, so any gather is legal.
         distances: Euclidean distances, [*batch, B, k], in float32 at least; differentiable in queries and features, 0
             where masked.
-        mask: true where a neighbour exists, [*batch, B, k]; a set with fewer than k points leaves the rest false.
+        mask: true where a neighbour exists, [*batch, B, k]; a set with fewer than k points leaves the rest false, and a
+            query so far away that the squares of its distances overflow has none.
     """
 
     indices: Int[Tensor, "*batch neighbors"]
@@ -103,6 +104,7 @@ def measured_neighbors(
     """The nearest points by an index, with their distances, which carry gradients."""
     with torch.no_grad():
         indices, mask = index.nearest(queries, k)
+        mask = mask & within_reach(queries).unsqueeze(-1)
     # A query without neighbours may be no number, and zero times that would spoil the gradient.
     queries = torch.where(mask.any(-1, keepdim=True), queries, 0.0)
     # In half precision the square of a distance of 256 is infinite.

@@ -12,6 +12,7 @@ import torch
 
 from skrl.compiling import Array, compiles, over_rows
 from skrl.kernels.algebra import Kernel
+from skrl.kernels.distances import within_reach
 from skrl.modes import wants_gradient
 from skrl.search.exact import ExactIndex, inner_products
 from skrl.search.neighbors import Localisation, NeighborIndex, check_localisation, local_neighbors
@@ -83,7 +84,7 @@ def ridge_weights(
     neighbors, radius = local_neighbors(index, queries, features, k, localisation)
     system = factorise(neighbors, features, kernel, lengthscale, ridge, radius)
     weights = system.weights()
-    failed = system.failed | ~queries.isfinite().all(-1)
+    failed = system.failed | ~within_reach(queries)
     return LocalWeights(neighbors.indices, weights, system.variance(weights), system.jittered, failed)
 
 

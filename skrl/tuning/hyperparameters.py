@@ -69,7 +69,8 @@ def tune(
     """Sweep lengthscale, ridge and k for the smallest leave-one-out loss of the local predictor; deterministic.
 
     Args:
-        features: X, [M, d]; a row that is not finite does not count.
+        features: X, [M, d]; a row that is not finite does not count, nor one that
+            :func:`skrl.functional.make_support` leaves out.
         residuals: y − m of the supports, [M, c]; likewise.
         kernel: a kernel or its name.
         k: neighbours per query, or candidates for it.
@@ -103,6 +104,11 @@ def tune(
     unit = _spread(points) if lengthscale is None else lengthscale
     with full_precision(points.device.type):
         support = make_support(points, unit, search)
+        if not bool(support.kept.all()):
+            return tune(
+                points[support.kept], values[support.kept], kernel, k=k, lengthscale=lengthscale, ridge=ridge,
+                objective=objective, search=search, localisation=localisation, probes=probes, rounds=rounds,
+            )  # fmt: skip
         standardised = (values / column_scales(values)).to(support.points.dtype)
         most = affordable_probes(probes, min(candidates[-1], len(points) - 1))
         probed = Probes.of(support.index, support.points, standardised, kernel, candidates[-1], most, localisation)

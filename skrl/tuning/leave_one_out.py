@@ -21,8 +21,8 @@ from typing import Literal, get_args
 
 import torch
 
-from skrl.checks import check_neighbors, check_ridge, check_rows, check_sets
-from skrl.functional import make_support
+from skrl.checks import check_neighbors, check_ridge, check_rows, check_sets, looks_at
+from skrl.functional import differentiable_points, make_support
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
@@ -174,7 +174,8 @@ def leave_one_out_loss(
     dimension does not matter. The loss is the score of :func:`skrl.tuning.tune` at the same settings.
 
     Args:
-        features: X, [M, d].
+        features: X, [M, d]. A point that :func:`skrl.functional.make_support` leaves out does not count; on an
+            accelerator, which would have to wait for that look, it reads the prior.
         residuals: y − m of the supports, [M, c].
         kernel: a kernel or its name.
         lengthscale: ℓ, one or one per dimension, in the units of the features.
@@ -203,10 +204,17 @@ def leave_one_out_loss(
     check_rows("targets without prior_mean", residuals)
     with full_precision(features.device.type):
         support = make_support(features, lengthscale, search)
+        kept = support.kept
+        if looks_at(kept) and not kept.all():
+            return leave_one_out_loss(
+                features[kept], residuals[kept], kernel, lengthscale, ridge, k,
+                objective=objective, probes=probes, search=search, localisation=localisation,
+            )  # fmt: skip
         most = affordable_probes(probes, min(k, len(features) - 1))
         rows = probe_rows(len(features), most, features.device)
-        points = support.scaled(features, lengthscale)
+        points = differentiable_points(features, support, lengthscale)
         others = nearest_others(support.index, points, rows, k + (localisation == "continuous"))
+        others = others._replace(mask=others.mask & kept[rows].unsqueeze(1))
         neighbors, radius = within_radius(others, k, localisation)
         standardised = (residuals / column_scales(residuals)).to(points.dtype)
         prediction = predict_probes(neighbors, points, standardised, kernel, 1.0, ridge, radius)

@@ -626,3 +626,35 @@ def test_systems_across_clumps_are_right_in_single_precision(path: str, dim: int
     answer = sparse_kernel(queries, features, targets, lengthscale=2.0 * math.sqrt(dim), ridge=0.01, k=60)
     exact = oracle(Sets(queries, features, targets), "matern32", 2.0 * math.sqrt(dim), 0.01, 60, "hard")
     assert_near(answer, exact, 1e-3)
+
+
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("value", [1e20, -3e38])
+@pytest.mark.usefixtures("path")
+def test_what_is_too_far_for_a_square_leaves_the_gradient_alone(
+    kernel: str, localisation: Localisation, value: float
+) -> None:
+    """As if the query, the support, and two supports that are too far from each other, were not there."""
+    whole, far = sets(12).to(torch.float32), torch.full((1, 3), value)
+    opposite = torch.tensor([[1.3e19, 0.0, 0.0], [-1.3e19, 0.0, 0.0]])
+    spoilt = Sets(
+        torch.cat([whole.queries, far]),
+        torch.cat([whole.features, far, opposite]),
+        torch.cat([whole.targets, torch.ones(3, 2)]),
+    )
+    few, many = (
+        (wanting(data), torch.ones(3, requires_grad=True), torch.tensor(0.1, requires_grad=True))
+        for data in (whole, spoilt)
+    )
+    for leaves, lengthscale, ridge in (few, many):
+        answer = sparse_kernel(
+            *leaves, kernel=kernel, k=32, localisation=localisation, lengthscale=lengthscale, ridge=ridge
+        )
+        (answer.mean.sum() + answer.variance.sum()).backward()
+    for ours, theirs in zip((*many[0], *many[1:]), (*few[0], *few[1:]), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        there = ours.grad[: len(theirs)] if theirs.dim() == 2 else ours.grad
+        torch.testing.assert_close(there, theirs.grad, rtol=1e-3, atol=1e-3)
+        assert there is ours.grad or not ours.grad[len(theirs) :].any()

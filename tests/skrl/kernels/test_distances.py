@@ -14,6 +14,7 @@ from skrl.kernels.distances import (
     median_point,
     ranking_scores,
     safe_sqrt,
+    within_reach,
 )
 
 OFFSET = 1e4
@@ -215,3 +216,14 @@ def test_a_block_across_clumps_keeps_the_distances_within_each(dim: int, separat
     torch.testing.assert_close(distances.double(), expected, rtol=tolerance, atol=0.0)
     ours, theirs = (torch.autograd.grad(values.sum(), points)[0] for values in (distances, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_points_within_reach_have_a_square_of_their_distance(dtype: torch.dtype) -> None:
+    largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
+    near, far = (torch.tensor([factor * largest**0.5, 0.0], dtype=torch.float64) for factor in (0.49, 0.51))
+    if dtype is not torch.float16:  # whose largest number is within reach
+        assert within_reach(torch.stack([near, -near, far, far]).to(dtype)).tolist() == [True, True, False, False]
+        assert block_distances(torch.stack([near, -near]).to(dtype)).isfinite().all()
+    points = torch.tensor([[6e4, 6e4], [float("nan"), 0.0], [0.0, -float("inf")]], dtype=dtype)
+    assert within_reach(points).tolist() == [True, False, False]

@@ -336,3 +336,17 @@ def test_float64_tells_points_of_narrow_clumps_apart(dim: int) -> None:
     queries = side[:40] + 0.2 * torch.randn(40, dim, dtype=torch.float64)
     expected = torch.cdist(queries, features, compute_mode="donot_use_mm_for_euclid_dist").topk(8, largest=False)
     assert torch.equal(ExactIndex(features).nearest(queries, 8)[0], expected.indices)
+
+
+def test_a_query_too_far_for_a_square_has_no_neighbours_and_leaves_the_gradient_finite() -> None:
+    queries, features = torch.randn(3, 2), torch.randn(9, 2, requires_grad=True)
+    queries[1, 0] = 3e38
+    queries.requires_grad_()
+    neighbors = ExactSearch()(queries, features, 4)
+    assert neighbors.mask.any(1).tolist() == [True, False, True]
+    neighbors.distances.sum().backward()
+    assert queries.grad is not None
+    assert features.grad is not None
+    assert queries.grad[1].tolist() == [0.0, 0.0]
+    assert queries.grad.isfinite().all()
+    assert features.grad.isfinite().all()

@@ -235,3 +235,44 @@ def test_the_loss_is_the_score_of_tune(k: int) -> None:
     tuned = tune(features, targets, "matern32", k=k, lengthscale=2.0, ridge=0.1)
     loss = leave_one_out_loss(features, targets, "matern32", 2.0, 0.1, k)
     assert loss.item() == pytest.approx(tuned.score, rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_a_support_that_is_left_out_is_no_probe_and_spoils_no_gradient(
+    objective: Objective, localisation: Localisation
+) -> None:
+    features, targets = (values.float() for values in data())
+    spoilt = torch.cat([features[:5], torch.full((1, 3), 1e25), features[5:]])
+    residuals = torch.cat([targets[:5], torch.full((1, 2), 30.0), targets[5:]])
+    losses, gradients = [], []
+    for values in ((features, targets), (spoilt, residuals)):
+        lengthscale, points = torch.full((3,), 1.5, requires_grad=True), values[0].clone().requires_grad_()
+        loss = leave_one_out_loss(
+            points, values[1], Matern32(), lengthscale, 0.1, 8, objective=objective, localisation=localisation
+        )
+        losses.append(loss)
+        gradients.append(torch.autograd.grad(loss, [lengthscale, points]))
+        tuned = tune(
+            *values, "matern32", k=8, lengthscale=1.5, ridge=0.1, objective=objective, localisation=localisation
+        )
+        assert loss.item() == pytest.approx(tuned.score, rel=1e-5)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(gradients[1][0], gradients[0][0], rtol=1e-4, atol=1e-6)
+    others = torch.arange(21) != 5
+    torch.testing.assert_close(gradients[1][1][others], gradients[0][1], rtol=1e-4, atol=1e-6)
+    assert not gradients[1][1][5].any()
+
+
+def test_where_nobody_looks_a_support_that_is_left_out_reads_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator; the gradient stays finite."""
+    monkeypatch.setattr(skrl.tuning.leave_one_out, "looks_at", lambda values: False)
+    features, targets = (values.float() for values in data(targets=1))
+    expected = 20 * column_scales(targets).square() * leave_one_out_loss(features, targets, Matern32(), 1.5, 0.1, 8)
+    spoilt, residuals = torch.cat([features, torch.full((1, 3), 1e25)]), torch.cat([targets, torch.full((1, 1), 3.0)])
+    lengthscale = torch.tensor(1.5, requires_grad=True)
+    loss = leave_one_out_loss(spoilt, residuals, Matern32(), lengthscale, 0.1, 8)
+    torch.testing.assert_close(21 * column_scales(residuals).square() * loss, expected + 3.0**2)
+    loss.backward()
+    assert lengthscale.grad is not None
+    assert lengthscale.grad.isfinite()
