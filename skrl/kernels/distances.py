@@ -123,7 +123,7 @@ def centred_points(
     centre = median_point(features)
     points = (features - centre) / unit
     half_norms = 0.5 * points.square().sum(-1)
-    filled = within_reach(points)
+    filled = (8.0 * half_norms).isfinite()  # within reach, by what is known already
     return torch.where(filled.unsqueeze(-1), points, 0.0), centre, torch.where(filled, half_norms, torch.inf)
 
 
