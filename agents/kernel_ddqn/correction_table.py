@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +20,24 @@ CHUNK = 2048
 INITIAL_ROWS = 1024
 
 
+class Localised(NamedTuple):
+    """How the kernel reads some states.
+
+    Attributes:
+        indices: neighbours, as positions in their action's set, [A, m, k].
+        weights: their weights, [A, m, k].
+        variance: posterior variance, [A, m].
+    """
+
+    indices: Tensor
+    weights: Tensor
+    variance: Tensor
+
+    def at(self, states: Tensor) -> Localised:
+        """Some of the states, or all in another order."""
+        return Localised(self.indices[:, states], self.weights[:, states], self.variance[:, states])
+
+
 class CorrectionTable:
     """Keeps, by replay slot, the raw features of both states and how the kernel reads the next state.
 
@@ -28,16 +48,18 @@ class CorrectionTable:
         head: the value head whose memory is read.
         feature_map: gives the features of an observation.
         view: the replay buffer.
+        keeps_every_state: false leaves room for features alone, where no more than the states of
+            :meth:`localise_apart` is asked for.
     """
 
-    def __init__(self, head: ValueHead, feature_map: FeatureMap, view: ReplayView) -> None:
+    def __init__(
+        self, head: ValueHead, feature_map: FeatureMap, view: ReplayView, keeps_every_state: bool = True
+    ) -> None:
         self.head, self.feature_map, self.view = head, feature_map, view
-        device, dim, sets, k = head.lengthscale.device, feature_map.dim, head.memory.sets, head.k
-        self.raw = torch.zeros(0, dim, device=device)
-        self.raw_next = torch.zeros(0, dim, device=device)
-        self.indices = torch.zeros(sets, 0, k, dtype=torch.int32, device=device)
-        self.weights = torch.zeros(sets, 0, k, device=device)
-        self.variance = torch.zeros(sets, 0, device=device)
+        self.keeps_every_state = keeps_every_state
+        self.raw = torch.zeros(0, feature_map.dim, device=head.lengthscale.device)
+        self.raw_next = torch.zeros(0, feature_map.dim, device=head.lengthscale.device)
+        self.kept = self._room(0)
         # No row is known yet, whatever the buffer already holds.
         self._next_row: int | None = None
         # Since the last read, counted by whoever stores: a buffer that has gone by whole stands where it stood.
@@ -66,14 +88,24 @@ class CorrectionTable:
         Returns:
             Mean posterior variance over states and actions.
         """
-        total = torch.zeros((), device=self.weights.device)
-        for rows in torch.split(torch.from_numpy(slots), CHUNK):
-            local = self.head.localise(self.feature_map.standardise(self.raw_next[rows]))
-            self.indices[:, rows] = local.indices.int()
-            self.weights[:, rows] = local.weights
-            self.variance[:, rows] = local.variance
-            total += local.variance.sum()
-        return total / max(1, len(slots) * self.head.memory.sets)
+        rows = torch.from_numpy(slots)
+        return self._localise_into(self.kept, rows, rows)
+
+    @torch.no_grad()
+    def localise_apart(self, slots: Slots) -> tuple[Localised, Float[Tensor, ""]]:
+        """The same for a few slots, which may repeat, and nothing is kept.
+
+        Returns:
+            How the kernel reads every one, and the mean posterior variance over different ones and actions.
+        """
+        different, positions = np.unique(slots, return_inverse=True)
+        apart = self._room(len(different))
+        mean = self._localise_into(apart, torch.arange(len(different)), torch.from_numpy(different))
+        return apart.at(torch.from_numpy(positions).to(apart.weights.device)), mean
+
+    def known(self, slots: Slots) -> Localised:
+        """How the kernel reads the next states of slots that it was asked to keep."""
+        return self.kept.at(torch.from_numpy(slots).to(self.kept.weights.device))
 
     @torch.no_grad()
     def read_new(self) -> Slots:
@@ -90,11 +122,31 @@ class CorrectionTable:
     @torch.no_grad()
     def read(self, slots: Slots, residuals: Float[Tensor, "..."]) -> Float[Tensor, "batch actions"]:
         """The same by other residuals of the supports, A · C in any shape."""
-        if self.indices.shape[1] == 0:
-            return torch.zeros(len(slots), self.head.memory.sets, device=self.weights.device)
-        rows = torch.from_numpy(slots).to(self.weights.device)
+        weights = self.kept.weights
+        if weights.shape[1] == 0:
+            return torch.zeros(len(slots), self.head.memory.sets, device=weights.device)
+        rows = torch.from_numpy(slots).to(weights.device)
         shaped = residuals.reshape(self.head.memory.mask.shape)
-        return bounded_correction(self.indices[:, rows], self.weights[:, rows], shaped).mT
+        return bounded_correction(self.kept.indices[:, rows], weights[:, rows], shaped).mT
+
+    def _localise_into(self, room: Localised, columns: Tensor, slots: Tensor) -> Float[Tensor, ""]:
+        total = torch.zeros((), device=room.weights.device)
+        for places, rows in zip(torch.split(columns, CHUNK), torch.split(slots, CHUNK), strict=True):
+            local = self.head.localise(self.feature_map.standardise(self.raw_next[rows]))
+            room.indices[:, places] = local.indices.int()
+            room.weights[:, places] = local.weights
+            room.variance[:, places] = local.variance
+            total += local.variance.sum()
+        return total / max(1, len(slots) * self.head.memory.sets)
+
+    def _room(self, states: int) -> Localised:
+        """Room for so many states."""
+        sets, k, device = self.head.memory.sets, self.head.k, self.head.lengthscale.device
+        return Localised(
+            torch.zeros(sets, states, k, dtype=torch.int32, device=device),
+            torch.zeros(sets, states, k, device=device),
+            torch.zeros(sets, states, device=device),
+        )
 
     def _new_slots(self) -> Slots:
         """Slots filled since the last call, all when a whole buffer has gone by."""
@@ -118,10 +170,9 @@ class CorrectionTable:
         if rows <= len(self.raw):
             return
         rows = min(self.view.capacity, max(rows, 2 * len(self.raw), INITIAL_ROWS))
-        for name in ("raw", "raw_next"):
-            setattr(self, name, _pad(getattr(self, name), rows, 0))
-        for name in ("indices", "weights", "variance"):
-            setattr(self, name, _pad(getattr(self, name), rows, 1))
+        self.raw, self.raw_next = _pad(self.raw, rows, 0), _pad(self.raw_next, rows, 0)
+        if self.keeps_every_state:
+            self.kept = Localised(*(_pad(part, rows, 1) for part in self.kept))
 
 
 def _pad(tensor: Tensor, rows: int, axis: int) -> Tensor:

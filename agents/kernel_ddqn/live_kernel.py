@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -27,6 +27,8 @@ class LiveKernel(ReplayKernel):
             than the model is asked for.
     """
 
+    serves_minibatches: ClassVar[bool] = False
+
     def __init__(self, model: OffPolicyAlgorithm, rng: np.random.Generator) -> None:
         policy = model.policy
         assert isinstance(policy, KernelPolicy)
@@ -37,8 +39,6 @@ class LiveKernel(ReplayKernel):
         check_returns(model)
         self.model = model
         super().__init__(policy.online, policy.target, ReplayView.of(model), rng)
-        # Only such backups need corrections of stored states.
-        self.reads_every_state = self.carries_values
         self._updates_seen: int | None = None
 
     def after_rollout(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts
 from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.replicates import ReplicateRule
-from agents.kernel_ddqn.correction_table import CorrectionTable
+from agents.kernel_ddqn.correction_table import CorrectionTable, Localised
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from agents.kernel_ddqn.past_network import PastNetwork
 from skrl.memory.subsets import newest_and_uniform, newest_of_each
@@ -85,6 +85,9 @@ class ReplayKernel:
         rng: source of every random choice.
     """
 
+    serves_minibatches: ClassVar[bool] = True
+    """Whether :meth:`next_corrections` is asked for."""
+
     def __init__(
         self, q_net: KernelNetwork, q_net_target: KernelNetwork, view: ReplayView, rng: np.random.Generator
     ) -> None:
@@ -97,14 +100,14 @@ class ReplayKernel:
         self.looks_ahead = self.config.exploration == "lookahead"
         self.continues = self.config.backup == "continue" or isinstance(self.head, NetworkFreeHead)
         self.carries_values = self.continues or self.looks_ahead
-        self.reads_every_state = self.corrects_targets or self.carries_values
+        self.reads_every_state = self.carries_values or (self.corrects_targets and self.serves_minibatches)
         # The network that the residuals are relative to, where values go on; that of now until there are any.
         self.past_network = PastNetwork(q_net_target)
         # Of the states that supports lead to, [A, m], where they are needed: values, and optimistic ones.
         self.next_values = self.next_optimistic = torch.zeros(0, device=self.head.lengthscale.device)
         self.supports: Supports | None = None
         self.steps_at_rebuild = 0
-        self.table = CorrectionTable(self.head, self.feature_map, view)
+        self.table = CorrectionTable(self.head, self.feature_map, view, self.reads_every_state)
         zero = torch.zeros((), device=self.head.lengthscale.device)
         self.diagnostics = Diagnostics(zero, zero, zero)
 
@@ -171,11 +174,13 @@ class ReplayKernel:
         self._place_supports(features, sizes, steps)
         self.lengthscale.apply(self.feature_map.gap)
         self.ridge.apply()
-        # Backups that restart need those next states alone to which supports lead.
-        self.diagnostics.variance_mean = self.table.localise(
-            slots if self.reads_every_state else np.unique(steps.last_slots)
-        )
-        self.supports = self._describe(chosen.reshape(-1), steps)
+        if self.reads_every_state:
+            self.diagnostics.variance_mean = self.table.localise(slots)
+            local = self.table.known(steps.last_slots)
+        else:
+            # Backups that restart need those next states alone to which supports lead.
+            local, self.diagnostics.variance_mean = self.table.localise_apart(steps.last_slots)
+        self.supports = self._describe(chosen.reshape(-1), steps, local)
         self.rebase()
         if isinstance(self.head, ResidualHead):
             self.diagnostics.leave_one_out_error = self.lengthscale.judge()
@@ -302,10 +307,9 @@ class ReplayKernel:
             self.next_optimistic = (prior + self.table.read(steps.last_slots, self.head.optimistic_targets)).mT
         self.head.memory.write(features, sizes)
 
-    def _describe(self, chosen: Slots, steps: NStep) -> Supports:
+    def _describe(self, chosen: Slots, steps: NStep, local: Localised) -> Supports:
         """Read everything that later backups need, since the buffer may overwrite these slots meanwhile."""
         device = self.head.lengthscale.device
-        last = torch.from_numpy(steps.last_slots).to(device)
         return Supports(
             filled=self.head.memory.mask.reshape(-1),
             observations=self.view.observations(chosen),
@@ -313,9 +317,9 @@ class ReplayKernel:
             rewards=torch.from_numpy(steps.rewards).to(device),
             discounts=torch.from_numpy(steps.discounts).to(device),
             next_observations=self.view.next_observations(steps.last_slots),
-            indices=self.table.indices[:, last],
-            weights=self.table.weights[:, last],
-            next_variance=self.table.variance[:, last],
+            indices=local.indices,
+            weights=local.weights,
+            next_variance=local.variance,
         )
 
     def _prior_means(self, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:
