@@ -6,8 +6,9 @@ arXiv 2605.02313.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +20,7 @@ from skrl.checks import (
     check_rows,
     check_sets,
     floating,
+    looks_at,
 )
 from skrl.compiling import compiles
 from skrl.kernels.algebra import Kernel
@@ -32,7 +34,8 @@ from skrl.search.neighbors import (
     NeighborSearch,
     check_localisation,
     gather_points,
-    local_neighbors,
+    measured,
+    within_radius,
 )
 from skrl.shapes import Bool, Float, Int, Shaped, Tensor
 from skrl.solve.differentiable import carries_gradients, differentiable_means, learns
@@ -130,7 +133,8 @@ def sparse_kernel(
         ridge: λ ≥ 0.
         k: neighbours per query.
         localisation: "hard", or "continuous", whose prediction does not jump where the neighbours change.
-        prior_mean: m; zero when left out. It is asked in the precision of the features.
+        prior_mean: m; zero when left out. It is asked in the precision of the features: at the queries and at their
+            neighbours, but at all features where these are few, on an accelerator and while the code is read.
         search: how neighbours are found; exact by default.
         support: the features made ready before, with the same lengthscale and search, to save that work.
 
@@ -151,7 +155,6 @@ def sparse_kernel(
     check_ridge(ridge)
     check_localisation(localisation)
     kernel = make_kernel(kernel, max(1, features.shape[1]))
-    residuals = prior_residuals(features, targets, prior_mean)
     with full_precision(queries.device.type):
         if support is None:
             support = make_support(features, lengthscale, search)
@@ -160,6 +163,9 @@ def sparse_kernel(
                 f"support was made of {tuple(support.points.shape)} features, but these are {tuple(features.shape)}; "
                 "make it again with make_support"
             )
+        found = find(queries, support, lengthscale, k, localisation)
+    residuals = prior_residuals(features, targets, prior_mean, found.indices)
+    with full_precision(queries.device.type):
         read = _read
         if wants_gradient(queries, features, residuals, lengthscale, ridge) or learns(kernel, support.points):
             if carries_gradients(kernel, support.points):
@@ -168,7 +174,7 @@ def sparse_kernel(
             read = _read_compiled
         elif fuses(kernel, k, support.points, ridge):
             read = _read_fused
-        mean, variance = read(queries, features, residuals, support, kernel, lengthscale, ridge, k, localisation)
+        mean, variance = read(found, features, residuals, support, kernel, lengthscale, ridge, k, localisation)
     prior = None if prior_mean is None else prior_mean(queries.to(features.dtype))
     mean = (mean if prior is None else mean + prior).to(queries.dtype)
     check_answer(mean, prior, residuals, targets)
@@ -176,26 +182,74 @@ def sparse_kernel(
 
 
 def prior_residuals(
-    features: Float[Tensor, "points dim"], targets: Float[Tensor, "points targets"], prior_mean: PriorMean | None
+    features: Float[Tensor, "points dim"],
+    targets: Float[Tensor, "points targets"],
+    prior_mean: PriorMean | None,
+    needed: Int[Tensor, "queries found"] | None = None,
 ) -> Float[Tensor, "points targets"]:
     """What is left for the kernel to explain: y − m(x), [M, c], in float32 at least.
+
+    Args:
+        features: X, [M, d].
+        targets: Y, [M, c].
+        prior_mean: m.
+        needed: positions that will be read; all when left out. Where they are few the others are zero, and m is not
+            asked there, but on an accelerator, which would have to wait for that look.
 
     Raises:
         ValueError: the prior mean has another shape than the targets, which subtraction might broadcast to [M, M].
     """
     if prior_mean is None:
         return precise(targets)
-    prior = prior_mean(features)
-    if prior.shape != targets.shape:
+    if needed is None or not looks_at(needed) or 2 * needed.numel() > features.shape[0]:
+        return precise(targets - _prior_values(prior_mean, features, "features", targets.shape[1]))
+    rows: Tensor = torch.unique(needed)
+    asked = _prior_values(prior_mean, features[rows], "features", targets.shape[1])
+    residuals = precise(targets[rows] - asked)
+    return residuals.new_zeros(targets.shape).index_copy(0, rows, residuals)
+
+
+def _prior_values(prior_mean: PriorMean, inputs: Tensor, name: str, width: int) -> Tensor:
+    values, shape = prior_mean(inputs), (inputs.shape[0], width)
+    if values.shape != shape:
         raise ValueError(
-            f"prior_mean returned shape {tuple(prior.shape)} for features of shape {tuple(features.shape)}, but must "
-            f"return {tuple(targets.shape)} like the targets"
+            f"prior_mean returned shape {tuple(values.shape)} for {name} of shape {tuple(inputs.shape)}, but must "
+            f"return {shape} like the targets"
         )
-    return precise(targets - prior)
+    return values
+
+
+class Found(NamedTuple):
+    """Queries and the min(k, M) neighbours that an index found for them, or one more for windows.
+
+    Attributes:
+        queries: [B, d]; carry gradients.
+        scaled: the same in units of the lengthscale; do not.
+        indices: positions in the support, [B, ·].
+        present: where a neighbour exists, likewise.
+    """
+
+    queries: Float[Tensor, "queries dim"]
+    scaled: Float[Tensor, "queries dim"]
+    indices: Int[Tensor, "queries found"]
+    present: Bool[Tensor, "queries found"]
+
+
+@torch.no_grad()
+def find(
+    queries: Float[Tensor, "queries dim"],
+    support: Support,
+    lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float,
+    k: int,
+    localisation: Localisation,
+) -> Found:
+    """Neighbours of every query; arguments as in :func:`sparse_kernel`."""
+    scaled = support.scaled(queries, lengthscale)
+    return Found(queries, scaled, *support.index.nearest(scaled, k + (localisation == "continuous")))
 
 
 def local_systems(
-    queries: Float[Tensor, "queries dim"],
+    found: Found,
     features: Float[Tensor, "points dim"],
     support: Support,
     kernel: Kernel,
@@ -208,23 +262,26 @@ def local_systems(
     """Neighbours and factored systems, a chunk of queries at a time; arguments as in :func:`sparse_kernel`.
 
     Args:
+        found: queries and their neighbours.
         width: entries that the caller gathers per neighbour; a chunk leaves room for them.
     """
     points = differentiable_points(features, support, lengthscale)
     k = min(k, features.shape[0])
-    dim = queries.shape[1]
+    dim = features.shape[1]
     pairs = k * (dim if dim <= DIFFERENCES_DIM else 1)
     rows = MAX_GATHERED // max(1, k * max(pairs, width, dim))
-    for chunk in _chunks(queries, max(1, rows)):
-        scaled, reach = _differentiable_queries(chunk, support, lengthscale)
-        neighbors, radius = local_neighbors(support.index, scaled, points, k, localisation)
-        neighbors = neighbors._replace(mask=neighbors.mask & reach)
+    for chunk in _chunks(found, max(1, rows)):
+        scaled, reach = _differentiable_queries(chunk.queries, support, lengthscale)
+        nearest = measured(scaled, points, chunk.indices, chunk.present & reach)
+        neighbors, radius = within_radius(nearest, k, localisation)
         yield neighbors.indices, factorise(neighbors, points, kernel, 1.0, ridge, radius)
 
 
-def _chunks(queries: Tensor, rows: int) -> tuple[Tensor, ...]:
+def _chunks(found: Found, rows: int) -> Iterable[Found]:
     """One chunk while the code is read, whose number of queries stays open."""
-    return (queries,) if traced() else torch.split(queries, rows)
+    if traced():
+        return (found,)
+    return map(Found, *(torch.split(values, rows) for values in found))
 
 
 def differentiable_points(
@@ -250,7 +307,7 @@ def _differentiable_queries(queries: Tensor, support: Support, lengthscale: Tens
 
 
 def _read(
-    queries: Tensor,
+    found: Found,
     features: Tensor,
     residuals: Tensor,
     support: Support,
@@ -261,7 +318,7 @@ def _read(
     localisation: Localisation,
 ) -> tuple[Tensor, Tensor]:
     means, variances = [], []
-    systems = local_systems(queries, features, support, kernel, lengthscale, ridge, k, localisation, residuals.shape[1])
+    systems = local_systems(found, features, support, kernel, lengthscale, ridge, k, localisation, residuals.shape[1])
     for indices, system in systems:
         weights = system.weights()
         means.append((weights.unsqueeze(-2) @ gather_points(residuals.to(weights.dtype), indices)).squeeze(-2))
@@ -270,7 +327,7 @@ def _read(
 
 
 def _read_differentiably(
-    queries: Tensor,
+    found: Found,
     features: Tensor,
     residuals: Tensor,
     support: Support,
@@ -281,16 +338,14 @@ def _read_differentiably(
     localisation: Localisation,
 ) -> tuple[Tensor, Tensor]:
     points = differentiable_points(features, support, lengthscale)
-    scaled, reach = _differentiable_queries(queries, support, lengthscale)
-    with torch.no_grad():
-        found, present = support.index.nearest(scaled, k + (localisation == "continuous"))
-    residuals = residuals.to(scaled.dtype)
-    return differentiable_means(scaled, points, residuals, ridge, found, present & reach, kernel, k, localisation)
+    scaled, reach = _differentiable_queries(found.queries, support, lengthscale)
+    residuals, present = residuals.to(scaled.dtype), found.present & reach
+    return differentiable_means(scaled, points, residuals, ridge, found.indices, present, kernel, k, localisation)
 
 
 @torch.no_grad()
 def _read_compiled(
-    queries: Tensor,
+    found: Found,
     features: Tensor,
     residuals: Tensor,
     support: Support,
@@ -300,17 +355,16 @@ def _read_compiled(
     k: int,
     localisation: Localisation,
 ) -> tuple[Tensor, Tensor]:
-    scaled = support.scaled(queries, lengthscale)
-    found, present = support.index.nearest(scaled, k + (localisation == "continuous"))
+    _, scaled, indices, present = found
     local = compiled_weights(
-        scaled.unsqueeze(0), support.points.unsqueeze(0), found, present, kernel, 1.0, float(ridge), k, localisation
+        scaled.unsqueeze(0), support.points.unsqueeze(0), indices, present, kernel, 1.0, float(ridge), k, localisation
     )
-    return weighted_means(found, local.weights[0], residuals.to(scaled.dtype)), local.variance[0]
+    return weighted_means(indices, local.weights[0], residuals.to(scaled.dtype)), local.variance[0]
 
 
 @torch.no_grad()
 def _read_fused(
-    queries: Tensor,
+    found: Found,
     features: Tensor,
     residuals: Tensor,
     support: Support,
@@ -320,10 +374,9 @@ def _read_fused(
     k: int,
     localisation: Localisation,
 ) -> tuple[Tensor, Tensor]:
-    scaled = support.scaled(queries, lengthscale)
-    found, present = support.index.nearest(scaled, k + (localisation == "continuous"))
+    _, scaled, indices, present = found
     local = fused_weights(
-        scaled.unsqueeze(0), support.points.unsqueeze(0), found, present, kernel, 1.0, ridge, k, localisation
+        scaled.unsqueeze(0), support.points.unsqueeze(0), indices, present, kernel, 1.0, ridge, k, localisation
     )
     targets = gather_points(residuals, local.indices[0]).to(scaled.dtype)
     return (local.weights[0].unsqueeze(-2) @ targets).squeeze(-2), local.variance[0]

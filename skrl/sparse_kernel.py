@@ -23,7 +23,7 @@ from skrl.checks import (
     floating,
 )
 from skrl.few_queries import FewQueries, ShortWay
-from skrl.functional import PriorMean, local_systems, prior_residuals, sparse_kernel
+from skrl.functional import PriorMean, find, local_systems, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
 from skrl.modes import forwards, full_precision, kept_precise, precise, traced, wants_gradient
@@ -185,8 +185,9 @@ class SparseKernel(nn.Module):
         check_rows("residuals", residuals, "repair the target, or the prior mean")
         with full_precision(queries.device.type):
             support = self._supports.support(features, lengthscale, self.search)
+            found = find(queries, support, lengthscale, k, self.localisation)
             systems = local_systems(
-                queries, features, support, kernel, lengthscale, ridge, k, self.localisation, residuals.shape[1]
+                found, features, support, kernel, lengthscale, ridge, k, self.localisation, residuals.shape[1]
             )
             errors = [
                 system.leave_one_out(gather_points(residuals, indices).to(system.factor.dtype))

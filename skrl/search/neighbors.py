@@ -104,7 +104,17 @@ def measured_neighbors(
     """The nearest points by an index, with their distances, which carry gradients."""
     with torch.no_grad():
         indices, mask = index.nearest(queries, k)
-        mask = mask & within_reach(queries).unsqueeze(-1)
+    return measured(queries, features, indices, mask)
+
+
+def measured(
+    queries: Float[Tensor, "*batch queries dim"],
+    features: Float[Tensor, "*batch points dim"],
+    indices: Int[Tensor, "*batch queries neighbors"],
+    mask: Bool[Tensor, "*batch queries neighbors"],
+) -> Neighbors:
+    """Points that an index has found, with their distances, which carry gradients."""
+    mask = mask & within_reach(queries).unsqueeze(-1)
     # A query without neighbours may be no number, and zero times that would spoil the gradient.
     queries = torch.where(mask.any(-1, keepdim=True), queries, 0.0)
     # In half precision the square of a distance of 256 is infinite.

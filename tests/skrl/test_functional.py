@@ -290,6 +290,41 @@ def test_a_prior_mean_is_asked_in_the_precision_of_the_features(dtype: torch.dty
     assert SparseKernel(*given[1:], prior_mean=network)(given.queries).dtype is torch.float64
 
 
+class Counting(nn.Linear):
+    """A prior mean that remembers how many rows it was asked for."""
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self.rows: list[int] = []
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.rows.append(len(features))
+        return super().forward(features).sin()
+
+
+@pytest.mark.parametrize("localisation", LOCALISATIONS)
+def test_a_prior_mean_is_asked_at_the_neighbours_alone_where_they_are_few(
+    monkeypatch: pytest.MonkeyPatch, path: str, localisation: Localisation
+) -> None:
+    data, prior = sets(1000, queries=3), Counting(3, 2).double()
+    answers = []
+    for looks in (True, False):
+        leaves = wanting(data)
+        monkeypatch.setattr(skrl.functional, "looks_at", lambda values, looks=looks: looks)
+        answers.append(sparse_kernel(*data, k=4, localisation=localisation, prior_mean=prior.requires_grad_(False)))
+        answer = sparse_kernel(*leaves, k=4, localisation=localisation, prior_mean=prior.requires_grad_())
+        gradients = torch.autograd.grad(answer.mean.square().sum(), [*leaves, *prior.parameters()], create_graph=True)
+        again = torch.autograd.grad(gradients[0].sum(), [leaves.targets, prior.weight])
+        answers.append((*answer, *gradients, *again))
+    few, whole = prior.rows[:4], prior.rows[4:]
+    assert whole == [1000, 3] * 2
+    assert few[1::2] == [3, 3]
+    assert 5 <= max(few[::2]) <= 3 * 5
+    assert_near(answers[0], answers[2], 1e-12)  # type: ignore[arg-type]
+    for ours, theirs in zip(answers[1], answers[3], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_a_prior_mean_works_under_autocast() -> None:
     data, network = sets().to(torch.float32), nn.Linear(3, 2)
     expected = sparse_kernel(*data, prior_mean=network)
