@@ -175,7 +175,9 @@ def sparse_kernel(
         elif fuses(kernel, k, support.points, ridge):
             read = _read_fused
         mean, variance = read(found, features, residuals, support, kernel, lengthscale, ridge, k, localisation)
-    prior = None if prior_mean is None else prior_mean(queries.to(features.dtype))
+    prior = None
+    if prior_mean is not None:
+        prior = _prior_values(prior_mean, queries.to(features.dtype), "queries", targets.shape[1])
     mean = (mean if prior is None else mean + prior).to(queries.dtype)
     check_answer(mean, prior, residuals, targets)
     return Prediction(mean, variance.to(queries.dtype))

@@ -325,6 +325,13 @@ def test_a_prior_mean_is_asked_at_the_neighbours_alone_where_they_are_few(
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_a_prior_mean_of_another_shape_at_the_queries_is_refused() -> None:
+    """It would be broadcast to as many answers as it has rows."""
+    data = sets(40, queries=1, targets=1)
+    with pytest.raises(ValueError, match=r"shape \(40, 1\) for queries of shape \(1, 3\), but must return \(1, 1\)"):
+        sparse_kernel(*data, prior_mean=lambda x: x.new_zeros(40, 1))
+
+
 def test_a_prior_mean_works_under_autocast() -> None:
     data, network = sets().to(torch.float32), nn.Linear(3, 2)
     expected = sparse_kernel(*data, prior_mean=network)
