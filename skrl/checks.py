@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 
@@ -87,36 +88,43 @@ def check_queries(queries: Float[Tensor, "..."], features: Float[Tensor, "..."])
 def as_neighbors(k: object) -> int | tuple[int, ...]:
     """A number of neighbours, or candidates for it, from whatever holds whole numbers: numpy's, a list, an array.
 
+    An array without dimensions holds one number.
+
     Raises:
         TypeError: it does not; the message names the value.
     """
     try:
         # An array of one number has an index as well, but stands for a list.
-        if isinstance(k, Iterable):
+        if isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0:
             return tuple(operator.index(candidate) for candidate in k)
         return operator.index(k)  # type: ignore[arg-type]  # it says itself what it does not take
     except TypeError as error:
         raise TypeError(f"k is {k!r}, but must be a whole number of neighbours, or several to choose from") from error
 
 
-def check_neighbors(k: int, points: int) -> None:
+def check_neighbors(k: object, points: int) -> int:
     """At least one neighbour, and no larger system than memory holds; more neighbours than points are all points.
+
+    Returns:
+        The number, from whatever holds it.
 
     Raises:
         TypeError: k is not one whole number.
         ValueError: k is out of range.
     """
-    if isinstance(as_neighbors(k), tuple):
+    number = as_neighbors(k)
+    if isinstance(number, tuple):
         raise TypeError(
             f"k is {k!r}, but must be one whole number here; skrl.tune and SparseKernel choose one of several"
         )
-    if k < 1:
-        raise ValueError(f"k is {k}, but must be positive: a prediction needs at least 1 neighbour")
-    if min(k, points) > MAX_NEIGHBORS:
+    if number < 1:
+        raise ValueError(f"k is {number}, but must be positive: a prediction needs at least 1 neighbour")
+    if min(number, points) > MAX_NEIGHBORS:
         raise ValueError(
-            f"k is {k} for {points} points, but every query solves a system of that size; "
+            f"k is {number} for {points} points, but every query solves a system of that size; "
             f"at most {MAX_NEIGHBORS} neighbours are taken, so lower k"
         )
+    return number
 
 
 def check_rows(name: str, values: Float[Tensor, "rows width"], remedy: str = "drop it or repair it") -> None:
@@ -134,8 +142,10 @@ def check_lengthscale(lengthscale: Tensor | float, dim: int | None, dtype: torch
     """A lengthscale is one number, or one per dimension, positive and finite in the precision of the distances.
 
     Raises:
+        TypeError: it is neither a number nor a tensor.
         ValueError: it is not.
     """
+    _check_setting("lengthscale", lengthscale)
     smallest, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
     if not isinstance(lengthscale, Tensor):
         good = smallest <= lengthscale <= largest
@@ -157,8 +167,10 @@ def check_ridge(ridge: Tensor | float) -> None:
     """A ridge is one number, finite and not negative.
 
     Raises:
+        TypeError: it is neither a number nor a tensor.
         ValueError: it is not.
     """
+    _check_setting("ridge", ridge)
     if isinstance(ridge, Tensor):
         if ridge.dim() > 0:
             raise ValueError(f"ridge has shape {tuple(ridge.shape)}, but must be one number; call .squeeze()")
@@ -170,6 +182,14 @@ def check_ridge(ridge: Tensor | float) -> None:
         raise ValueError(
             f"ridge is {_shown(ridge)}, but must not be negative, and at most {largest:.1e}; "
             "0 interpolates, or lower the rate at which it is learned"
+        )
+
+
+def _check_setting(name: str, value: object) -> None:
+    if not isinstance(value, Tensor | Real):
+        raise TypeError(
+            f"{name} is {value!r}, of type {type(value).__name__}, but must be a number or a tensor; wrap with "
+            "torch.as_tensor(…), or leave it out"
         )
 
 

@@ -143,6 +143,7 @@ def sparse_kernel(
         count as numbers of torch's default dtype. Without supports: the prior mean and variance κ(z, z).
 
     Raises:
+        TypeError: a set is no tensor, or a setting neither a number nor a tensor.
         ValueError: shapes, dtypes or devices do not fit, a setting is out of range, or, on a CPU, a row of what was
             given or of the answer is not finite. (An accelerator would have to wait for that look. There a query that
             is not finite reads the prior, a support that is not finite is left out, and a target that is not finite
@@ -150,7 +151,7 @@ def sparse_kernel(
     """
     queries, features, targets = floating(queries), floating(features), floating(targets)
     check_sets(queries, features, targets)
-    check_neighbors(k, features.shape[0])
+    k = check_neighbors(k, features.shape[0])
     check_rows("query", queries)
     check_ridge(ridge)
     check_localisation(localisation)

@@ -71,7 +71,7 @@ class SparseKernel(nn.Module):
         search: how neighbours are found; exact by default.
 
     Raises:
-        TypeError: k is not a whole number.
+        TypeError: k is not a whole number, or lengthscale or ridge neither a number nor a tensor.
         ValueError: shapes do not match, a setting is out of range or wants a gradient, or a row is not finite.
     """
 

@@ -195,7 +195,7 @@ def leave_one_out_loss(
             finite.
     """
     check_sets(None, features, residuals)
-    check_neighbors(k, len(features))
+    k = check_neighbors(k, len(features))
     check_ridge(ridge)
     if probes < 1:
         raise ValueError(f"probes is {probes}, but must be at least 1: a loss is a mean over the probes")

@@ -6,6 +6,8 @@ import copy
 import itertools
 import math
 import pickle
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from skrl import KERNELS, Prediction, SparseKernel, sparse_kernel
+from skrl import KERNELS, Prediction, SparseKernel, sparse_kernel, tune
 from skrl.checks import check_tensor
+from skrl.tuning.leave_one_out import leave_one_out_loss
 
 INF, NAN = float("inf"), float("nan")
 KERNEL = {"k": 6, "lengthscale": 1.3, "ridge": 0.1}
@@ -431,6 +434,53 @@ def test_a_kernel_is_learned_whatever_k_is_given_as(k: object) -> None:
 def test_neighbours_that_are_no_whole_number_are_refused(k: object) -> None:
     with pytest.raises(TypeError, match=r"k is .*, but must be a whole number of neighbours, or several"):
         SparseKernel(k=k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("k", [np.array(4), torch.tensor(4), np.int64(4)], ids=repr)
+@pytest.mark.usefixtures("without_shape_checks")
+def test_one_whole_number_may_come_in_an_array_without_dimensions(k: object) -> None:
+    data = sets()
+    assert SparseKernel(k=k).k == 4  # type: ignore[arg-type]
+    for answer, expected in zip(
+        sparse_kernel(data.points, data.features, data.targets, k=k),  # type: ignore[arg-type]
+        sparse_kernel(data.points, data.features, data.targets, k=4),
+        strict=True,
+    ):
+        assert torch.equal(answer, expected)
+    loss = [leave_one_out_loss(data.features, data.targets, "matern32", 1.0, 0.1, number) for number in (k, 4)]  # type: ignore[arg-type]
+    assert torch.equal(*loss)
+    assert tune(data.features, data.targets, "matern32", k=k).k == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0, 3.0], "auto", np.ones(3), np.array(1.0), 1j], ids=repr)
+@pytest.mark.parametrize("name", ["lengthscale", "ridge"])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_setting_of_a_foreign_type_is_named_with_a_remedy(name: str, value: object) -> None:
+    data = sets()
+    given = {"lengthscale": 1.0, "ridge": 0.1, name: value}
+    calls: list[Callable[[], object]] = [
+        lambda: SparseKernel(data.features, data.targets, **given),  # type: ignore[arg-type]
+        lambda: SparseKernel(**given),  # type: ignore[arg-type]
+        lambda: sparse_kernel(data.points, data.features, data.targets, **given),  # type: ignore[arg-type]
+        lambda: leave_one_out_loss(data.features, data.targets, "matern32", k=4, **given),  # type: ignore[arg-type]
+        lambda: tune(data.features, data.targets, "matern32", **given),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(
+            TypeError, match=re.escape(f"{name} is {value!r}, of type {type(value).__name__}, but must")
+        ):
+            call()
+        with pytest.raises(TypeError, match=r"wrap with torch\.as_tensor\(…\), or leave it out"):
+            call()
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_numbers_of_numpy_are_numbers() -> None:
+    data = sets()
+    expected = sparse_kernel(data.points, data.features, data.targets, lengthscale=2.0, ridge=0.5)
+    for kind in (np.float32, np.float64, np.float16):
+        answer = sparse_kernel(data.points, data.features, data.targets, lengthscale=kind(2.0), ridge=kind(0.5))
+        assert torch.equal(answer.mean, expected.mean)
 
 
 @pytest.mark.parametrize("k", [(4, 8), [4]])
