@@ -148,7 +148,7 @@ def check_lengthscale(lengthscale: Tensor | float, dim: int | None, dtype: torch
     _check_setting("lengthscale", lengthscale)
     smallest, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
     if not isinstance(lengthscale, Tensor):
-        good = smallest <= lengthscale <= largest
+        good = smallest <= float(lengthscale) <= largest  # in double, or numpy's would compare in their own precision
     elif lengthscale.dim() > 0 and lengthscale.shape != (len(lengthscale) if dim is None else dim,):
         raise ValueError(
             f"lengthscale has shape {tuple(lengthscale.shape)}, but must be one number, or one per dimension, [{dim}]"
@@ -178,7 +178,7 @@ def check_ridge(ridge: Tensor | float) -> None:
             return
         ridge = ridge.item()
     largest = torch.finfo(torch.float32).max
-    if not 0.0 <= ridge <= largest:
+    if not 0.0 <= float(ridge) <= largest:
         raise ValueError(
             f"ridge is {_shown(ridge)}, but must not be negative, and at most {largest:.1e}; "
             "0 interpolates, or lower the rate at which it is learned"
