@@ -255,6 +255,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "long",
         "long_lunar",
         "kernel_ppo",
+        "continuous_lunar",
         "ablations",
     ],
 )
