@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
+from agents.common.cut_at_reset import lent
 from agents.common.normalized_env import frozen_statistics, require_normalized
 from agents.common.seeding import numpy_generator
 from agents.normalized_ppo import NormalizedPPO
@@ -101,7 +102,8 @@ def probe_agent(
     layer makes of noise.
 
     Args:
-        model: a trained SB3 model.
+        model: a trained SB3 model. It is not changed, but where it learns on in the given environment it begins a new
+            episode.
         env: an environment, a vectorised one with one copy, or an id. It is reset, and the statistics of VecNormalize,
             if it is in one, stand still meanwhile; it must be where the model was trained in one.
         variables: what is to be read out; the entries of the observation when left out, for vectors, and for Atari see
@@ -137,7 +139,7 @@ def probe_agent(
             raise ValueError("observations are no vectors; say what to read out, for Atari by ram_variables")
         rng = numpy_generator(seed)
         played.seed(seed)
-        with frozen_statistics(played):
+        with frozen_statistics(played), lent(model, played):
             seen, values = _play(model, played, variables or _entries, steps, exploration_rate, rng)
     finally:
         if isinstance(env, str):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -34,11 +35,12 @@ def cut_episodes(buffer: ReplayBuffer) -> None:
 
 
 @contextmanager
-def lent(model: OffPolicyAlgorithm, env: VecEnv) -> Iterator[None]:
+def lent(model: BaseAlgorithm, env: VecEnv) -> Iterator[None]:
     """Play an environment that may be a model's own, which then learns on in a new episode and not where it stood.
 
     Args:
-        model: whose stored episodes end, and whose environment SB3 resets before it learns on, if it is this one.
+        model: whose stored episodes end, if it stores any, and whose environment SB3 resets before it learns on, if it
+            is this one.
         env: what is reset and played meanwhile.
     """
     try:
@@ -47,7 +49,7 @@ def lent(model: OffPolicyAlgorithm, env: VecEnv) -> Iterator[None]:
         own = model.get_env()
         if own is not None and not _copies(own).isdisjoint(_copies(env)):
             model._last_obs = None
-            if model.replay_buffer is not None:
+            if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
                 cut_episodes(model.replay_buffer)
 
 

@@ -79,6 +79,30 @@ def test_other_algorithms_and_variables_of_ones_own(cls) -> None:
     assert probe.scores("linear")[0].max() > 0.99
 
 
+@pytest.mark.parametrize("cls", [DoubleDQN, PPO])
+def test_a_model_whose_environment_was_played_learns_on_in_a_new_episode(cls) -> None:
+    """Not from where it stood: its next step would lead to where the probe left the environment."""
+    settings = {"n_steps": 16, "batch_size": 16} if cls is PPO else {"n_steps": 1, "learning_starts": 100}
+    model = cls("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **settings).learn(48)
+    begun: list[np.ndarray] = []
+    env = model.get_env()
+    env.env_method("reset", seed=3)
+    probe_agent(model, env, steps=30)
+    learn, setup = model.learn, model._setup_learn
+
+    def watched(*args, **kwargs):
+        result = setup(*args, **kwargs)
+        begun.append(model._last_obs.copy())
+        return result
+
+    model._setup_learn = watched
+    learn(16, reset_num_timesteps=False)
+    # Where an episode of CartPole begins, and where its environment really stands.
+    assert np.abs(begun[0]).max() <= 0.05
+    if cls is DoubleDQN:
+        assert model.replay_buffer.dones[47, 0]
+
+
 def test_true_and_false_are_numbers() -> None:
     model = DoubleDQN("MlpPolicy", "CartPole-v1", **SMALL)
     right = lambda env, observation: {"right": observation[3] > 0.0, "never": False}  # noqa: E731
