@@ -63,7 +63,9 @@ class SparseKernel(nn.Module):
         points: evaluation points z, [B, d].
         kernel: a kernel or its name.
         k: neighbours per query, or candidates for it. Not in the state dict, no more than the kernel.
-        lengthscale: ℓ, one number or one per dimension, [d]; fixed unless ``learn_kernel`` says otherwise.
+        lengthscale: ℓ, one number or one per dimension, [d]; fixed unless ``learn_kernel`` says otherwise. Kept in the
+            precision of the features, float32 at least; without features in torch's default dtype, which rounds it to
+            float32 for data of float64 too, unless it was set to that.
         ridge: λ; likewise.
         localisation: "hard", or "continuous", whose prediction does not jump where the neighbours change.
         learn_kernel: make the logarithms of the lengthscale and the ridge parameters, which keeps both positive.

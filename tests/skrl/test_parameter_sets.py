@@ -491,6 +491,19 @@ def test_a_function_chooses_among_no_neighbours(k: object) -> None:
         sparse_kernel(data.points, data.features, data.targets, k=k)  # type: ignore[arg-type]
 
 
+def test_a_module_without_features_keeps_its_settings_in_the_default_dtype() -> None:
+    data, keywords = sets(), {"k": 6, "lengthscale": 0.3, "ridge": 0.01}
+    exact = expected(data, **keywords).mean
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = SparseKernel(**keywords)  # type: ignore[arg-type]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for stateless, tolerance in ((SparseKernel(**keywords), 1e-6), (wide, 1e-14)):  # type: ignore[arg-type]
+        answer = stateless(data.points, features=data.features, targets=data.targets)
+        torch.testing.assert_close(answer, exact, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("name", ["lengthscale", "ridge"])
 def test_a_setting_that_wants_a_gradient_is_refused(name: str) -> None:
     """A module would keep it fixed without a word."""
