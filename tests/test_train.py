@@ -270,6 +270,7 @@ def test_run_that_can_learn_nothing_stops_with_status_1(tmp_path: Path, capsys: 
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.parametrize("checks", [True, False], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("budget", ["30", "60"])
 @pytest.mark.parametrize(
     ("agent", "message"),
@@ -282,9 +283,16 @@ def test_run_that_can_learn_nothing_stops_with_status_1(tmp_path: Path, capsys: 
     ],
 )
 def test_rollouts_that_are_not_finite_stop_with_status_1(
-    agent: str, message: str, budget: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    agent: str,
+    message: str,
+    budget: str,
+    checks: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whether an evaluation, another rollout or the end of the budget comes next."""
+    """Whether an evaluation, another rollout or the end of the budget comes next, and whoever finds out first."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", checks)
     words = ["--agent", agent, "--env", "NanReward-v0", *ROLLOUTS, "--n-evaluations", "1", "--no-progress-bar"]
     assert train.main([*words, "--total-timesteps", budget, "--run-dir", str(tmp_path)]) == 1
     error = capsys.readouterr().err

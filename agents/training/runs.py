@@ -338,8 +338,9 @@ def _learn(
             raise
         atomic_write(folder.model("final"), model.save)
         raise NonFiniteError(f"{error} {folder.model('final').name} holds them.") from error
-    except ValueError as error:
-        # Of torch, whose distributions refuse parameters that are not finite.
+    except (ValueError, RuntimeError) as error:
+        # Of torch, whose distributions refuse parameters that are not finite; which of the two depends on whether
+        # anything in the process has switched their checks off.
         if has_finite_parameters(model):
             raise
         raise bad_parameters(model) from error
