@@ -40,8 +40,9 @@ while len(os.listdir("{meeting}")) < {count}:
 """
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from dataclasses import replace
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it runs in the background
 sys.path.insert(0, sys.argv[1])
 import grid_cells, learning_curves
 real = grid_cells.Cell.job
