@@ -191,14 +191,10 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         dones: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        seen = reached(new_obs, dones, infos)
-        self.nonfinite_guard.check_transition(self.num_timesteps, self._env_name, reward, seen)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-
-    def _env_name(self) -> str:
         assert self.env is not None
-        specs = self.env.get_attr("spec", indices=0) if self.env.has_attr("spec") else [None]
-        return specs[0].id if specs[0] is not None else type(self.env).__name__
+        seen = reached(new_obs, dones, infos)
+        self.nonfinite_guard.check_transition(self.num_timesteps, self.env, reward, seen)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
 
 def _with_fused_adam(policy_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.vec_env import VecEnv
 
 Observation = npt.NDArray[np.generic] | dict[str, npt.NDArray[np.generic]]
 
 
 class NonFiniteError(RuntimeError):
     """Training cannot go on because every update meets values that are not finite."""
+
+
+def env_name(env: VecEnv) -> str:
+    """The id of an environment, where it has one."""
+    specs = env.get_attr("spec", indices=0) if env.has_attr("spec") else [None]
+    return specs[0].id if specs[0] is not None else type(env).__name__
 
 
 @dataclass
@@ -40,13 +47,13 @@ class NonFiniteGuard:
     """Where the first bad value came from."""
 
     def check_transition(
-        self, step: int, env_name: Callable[[], str], reward: npt.NDArray[np.generic], observation: Observation
+        self, step: int, env: VecEnv, reward: npt.NDArray[np.generic], observation: Observation
     ) -> None:
         """Look at one vectorised transition.
 
         Args:
             step: environment steps so far.
-            env_name: gives the environment's name, asked for only when it is needed.
+            env: where it comes from, whose name is asked for only when it is needed.
             reward: one per environment, [n_envs].
             observation: in which it ended, one per environment, [n_envs, ...], or a dict of such arrays.
         """
@@ -58,7 +65,7 @@ class NonFiniteGuard:
         if self.transitions == 0:
             index = int(bad.argmax())
             what = f"reward {reward[index]}" if bad_reward[index] else "an observation that is not finite"
-            self.source = f"first seen at step {step}: {what} from environment {index} of {env_name()}"
+            self.source = f"first seen at step {step}: {what} from environment {index} of {env_name(env)}"
         self.transitions += int(bad.sum())
 
     def check_update(self, step: int, finite: bool) -> bool:

@@ -22,6 +22,7 @@ from skrl.kernels.formulas import make_kernel
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import HEADS, NetworkFreeHead
 
+OF_THE_HEAD = ("head.", "feature_map.")
 COUNTERS = ("fallbacks", "jitters")
 """Buffers of a head that count its own queries."""
 
@@ -118,3 +119,8 @@ class KernelNetwork(BasePolicy):
                 self.observation_space, trunk, width, kernel.projection_dim, self.normalize_images
             )
         return FeatureMap(observation, penultimate)
+
+
+def state_without_head(network: Any) -> dict[str, Tensor]:
+    """Parameters and buffers of a network by name, but for those of a head and its features, if it has them."""
+    return {name: value for name, value in network.state_dict().items() if not name.startswith(OF_THE_HEAD)}

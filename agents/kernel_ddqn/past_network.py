@@ -6,7 +6,7 @@ import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from agents.kernel_ddqn.kernel_network import KernelNetwork
+from agents.kernel_ddqn.kernel_network import KernelNetwork, state_without_head
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import NetworkFreeHead
 
@@ -31,9 +31,7 @@ class PastNetwork:
         """Keep the parameters of now, and what a normalisation layer has seen; none of a network that nobody asks."""
         if isinstance(self.network.head, NetworkFreeHead):
             return
-        of_the_head = ("network.head.", "network.feature_map.")
-        state = self._prior.state_dict()
-        self._kept = {name: value.clone() for name, value in state.items() if not name.startswith(of_the_head)}
+        self._kept = {f"network.{name}": value.clone() for name, value in state_without_head(self.network).items()}
 
     @torch.no_grad()
     def prior_mean(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:

@@ -9,11 +9,11 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
+from agents.kernel_ddqn.kernel_network import state_without_head
 from agents.kernel_ddqn.policies import KernelDQNPolicy, KernelQNetwork
 from skrl.shapes import Tensor
 from skrl.value_heads import NetworkFreeHead
 
-OF_THE_HEAD = ("head.", "feature_map.")
 NOT_OF_A_KERNEL_POLICY = ("observation_space", "action_space", "lr_schedule", "n_quantiles", "kernel")
 QUANTILE_NETWORKS = (
     "sb3_contrib.qrdqn.policies.QuantileNetwork",
@@ -76,11 +76,7 @@ def _check_quantile_network(network: Any) -> None:
 
 
 def _weights(model: BaseAlgorithm) -> dict[str, Tensor]:
-    return _state_without_head(model.policy.q_net)
-
-
-def _state_without_head(network: Any) -> dict[str, Tensor]:
-    return {name: value for name, value in network.state_dict().items() if not name.startswith(OF_THE_HEAD)}
+    return state_without_head(model.policy.q_net)
 
 
 def _mean_of_quantiles(model: BaseAlgorithm) -> dict[str, Tensor]:
@@ -88,7 +84,7 @@ def _mean_of_quantiles(model: BaseAlgorithm) -> dict[str, Tensor]:
     network: Any = model.policy.quantile_net
     last = f"quantile_net.{len(network.quantile_net) - 1}."
     weights: dict[str, Tensor] = {}
-    for name, value in _state_without_head(network).items():
+    for name, value in state_without_head(network).items():
         mean = value.view(network.n_quantiles, -1, *value.shape[1:]).mean(0) if name.startswith(last) else value
         weights[name.replace("quantile_net.", "q_net.", 1)] = mean
     return weights

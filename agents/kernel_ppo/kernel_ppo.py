@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from typing_extensions import Self
 
-from agents.common.nonfinite import NonFiniteError
+from agents.common.nonfinite import NonFiniteError, env_name
 from agents.common.seeding import numpy_generator
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import Cuts, RolloutCritic
@@ -101,8 +101,8 @@ class KernelPPO(NormalizedPPO):
                 step = self.num_timesteps - (len(numbers) - 1 - row) * env.num_envs
                 raise NonFiniteError(
                     f"stopped at step {self.num_timesteps}: the rollout holds a {what} that is not finite, "
-                    f"{numbers[row, copy]} at step {step} from environment {copy} of {_name(env)}. The parameters are "
-                    "as they were before it."
+                    f"{numbers[row, copy]} at step {step} from environment {copy} of {env_name(env)}. The "
+                    "parameters are as they were before it."
                 )
 
     @classmethod
@@ -205,9 +205,3 @@ def _reward_scale(env: VecEnv) -> float:
     if normalised is None or not normalised.norm_reward:
         return 1.0
     return float(np.sqrt(normalised.ret_rms.var + normalised.epsilon))
-
-
-def _name(env: VecEnv) -> str:
-    """The id of an environment, where it has one."""
-    specs = env.get_attr("spec", indices=0) if env.has_attr("spec") else [None]
-    return specs[0].id if specs[0] is not None else type(env).__name__

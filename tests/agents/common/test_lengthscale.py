@@ -66,8 +66,8 @@ def test_the_choice_errs_least_among_the_candidates(frequency: float) -> None:
     assert chosen.multiple == MULTIPLES[int(torch.stack(errors).argmin())]
 
 
-def test_an_agent_takes_the_choice_at_the_next_rebuild() -> None:
-    model = KernelDDQN(
+def _agent() -> KernelDDQN:
+    return KernelDDQN(
         "MlpPolicy",
         "CartPole-v1",
         kernel={"capacity": 100, "k": 4, "refresh_interval": 60, "lengthscale_rule": "leave_one_out"},
@@ -76,6 +76,10 @@ def test_an_agent_takes_the_choice_at_the_next_rebuild() -> None:
         target_update_interval=20,
         seed=0,
     ).learn(200)
+
+
+def test_an_agent_takes_the_choice_at_the_next_rebuild() -> None:
+    model = _agent()
     kernel = model.replay_kernel
     assert kernel is not None
     lengths = {}
@@ -105,15 +109,7 @@ def test_a_head_that_was_loaded_goes_on_with_its_multiple(multiple: float, facto
 
 
 def test_an_agent_keeps_its_multiple_wherever_its_kernel_is_made_anew(tmp_path) -> None:
-    model = KernelDDQN(
-        "MlpPolicy",
-        "CartPole-v1",
-        kernel={"capacity": 100, "k": 4, "refresh_interval": 60, "lengthscale_rule": "leave_one_out"},
-        policy_kwargs={"net_arch": [16]},
-        learning_starts=50,
-        target_update_interval=20,
-        seed=0,
-    ).learn(200)
+    model = _agent()
     model._kernel().lengthscale.multiple = 4.0
     model._kernel().rebuild()
     model.save(tmp_path / "model")
