@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+
+M = TypeVar("M", bound="KeepsFloat32")
 
 
 def traced() -> bool:
@@ -121,15 +123,21 @@ def precise(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-@contextmanager
-def kept_precise(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let a conversion of a module to half precision pass these settings by, as far as it has them.
+class KeepsFloat32(nn.Module):
+    """A module of which a conversion to half precision passes some numbers by, in which they would be zero or infinite.
 
-    In half precision many are zero or infinite. Gradients of what would have been converted are dropped.
+    Gradients of what would have been converted are dropped.
     """
-    before = {name: getattr(module, name).detach() for name in names if getattr(module, name, None) is not None}
-    yield
-    for name, value in before.items():
-        present = getattr(module, name)
-        if present.dtype in (torch.float16, torch.bfloat16):
-            present.data, present.grad = precise(value).to(present.device), None
+
+    KEPT: ClassVar[tuple[str, ...]] = ()
+    """Parameters and buffers that keep float32, as far as the module has them."""
+
+    def _apply(self: M, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> M:
+        """As in every module, but for :attr:`KEPT`."""
+        before = {name: getattr(self, name).detach() for name in self.KEPT if getattr(self, name, None) is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in before.items():
+            present = getattr(self, name)
+            if present.dtype in (torch.float16, torch.bfloat16):
+                present.data, present.grad = precise(value).to(present.device), None
+        return self

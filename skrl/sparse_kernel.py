@@ -6,7 +6,7 @@ arXiv 2605.02313.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from skrl.few_queries import FewQueries, ShortWay
 from skrl.functional import PriorMean, find, local_systems, prior_residuals, sparse_kernel
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
-from skrl.modes import forwards, full_precision, kept_precise, precise, traced, wants_gradient
+from skrl.modes import KeepsFloat32, forwards, full_precision, precise, traced, wants_gradient
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
 from skrl.shapes import Float, Shaped, Tensor
@@ -41,10 +41,9 @@ SMALLEST_RIDGE = 1e-8
 """A learned ridge starts here at least, since it is learned through its logarithm."""
 
 SETS = ("features", "targets", "points")
-SETTINGS = ("fixed_lengthscale", "fixed_ridge", "log_lengthscale", "log_ridge")
 
 
-class SparseKernel(nn.Module):
+class SparseKernel(KeepsFloat32):
     """A Sparse Kernel over a support set, usable wherever an ``nn.Module`` is.
 
     Each of the three parameter sets is a tensor, which stays fixed (a buffer), an ``nn.Parameter``, which is learned,
@@ -76,6 +75,8 @@ class SparseKernel(nn.Module):
         TypeError: k is not a whole number, or lengthscale or ridge neither a number nor a tensor.
         ValueError: shapes do not match, a setting is out of range or wants a gradient, or a row is not finite.
     """
+
+    KEPT = ("fixed_lengthscale", "fixed_ridge", "log_lengthscale", "log_ridge")
 
     features: Tensor | None
     targets: Tensor | None
@@ -242,15 +243,6 @@ class SparseKernel(nn.Module):
                 # An accelerator would have to wait for a look, and the meta device has nothing to show.
                 parts.append(f"{name}={value.item():.4g}" if value.is_cpu else f"{name} on {value.device}")
         return ", ".join(parts)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseKernel:
-        """As in every module, but lengthscale and ridge keep float32: in half precision many are zero or infinite.
-
-        Their gradients are dropped by a conversion to half precision.
-        """
-        with kept_precise(self, SETTINGS):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the number of rows of every set from the state; its width has to match."""

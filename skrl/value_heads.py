@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from skrl.checks import check_neighbors, check_queries, check_ridge, check_rows
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import safe_sqrt
 from skrl.kernels.formulas import make_kernel
 from skrl.memory.support_memory import SupportMemory
-from skrl.modes import full_precision, kept_precise, precise, traced, transformed
+from skrl.modes import KeepsFloat32, full_precision, precise, traced, transformed
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation
 from skrl.shapes import Float, Tensor
@@ -33,14 +31,11 @@ MIN_TOTAL = 1e-6
 MIN_DEVIATION = 1e-3
 """Of the root mean square of all values, and of itself where they are less: a network-free head's least amplitude."""
 
-SETTINGS = ("lengthscale", "ridge_scale", "amplitude")
-"""Buffers of one number, which keep float32."""
-
 PROBES = 256
 """Supports per action at which a network-free head looks how much values differ inside neighbourhoods, at most."""
 
 
-class ValueHead(nn.Module, ABC):
+class ValueHead(KeepsFloat32, ABC):
     """A kernel correction per action over a support memory; subclasses say how neighbours are weighted.
 
     Args:
@@ -60,6 +55,8 @@ class ValueHead(nn.Module, ABC):
     Raises:
         ValueError: a size is below 1, ridge is not a number from 0 on, or the localisation is unknown.
     """
+
+    KEPT = ("lengthscale", "ridge_scale", "amplitude")
 
     lengthscale: Tensor
     ridge_scale: Tensor
@@ -101,12 +98,6 @@ class ValueHead(nn.Module, ABC):
         if self.ridge_scale.is_cpu and not traced():
             return self.ridge * float(self.ridge_scale)
         return self.ridge * self.ridge_scale
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ValueHead:
-        """As in every module, but buffers of one number keep float32: in half precision many are zero or infinite."""
-        with kept_precise(self, SETTINGS):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """As torch does; files of before there was a scale of λ are of 1."""

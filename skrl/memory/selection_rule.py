@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from skrl.memory.support_memory import SupportMemory
-from skrl.modes import kept_precise, precise
+from skrl.modes import KeepsFloat32, precise
 from skrl.shapes import Float, Int, Tensor
 
-KEPT = ("bounds", "lengthscale")
-"""Buffers of some rules, which keep float32: in half precision the price of a merger of far centres is infinite."""
 
-
-class SelectionRule(nn.Module, ABC):
+class SelectionRule(KeepsFloat32, ABC):
     """Decides what a support memory keeps of a stream of (feature, target) rows.
 
     Content that the memory holds already counts as inserted, in the order of its slots. Whoever writes to the memory
@@ -26,6 +22,9 @@ class SelectionRule(nn.Module, ABC):
         memory: the memory that the rule fills from now on.
     """
 
+    # Of some rules: in half precision the price of a merger of far centres is infinite.
+    KEPT = ("bounds", "lengthscale")
+
     seen: Tensor
     refused: Tensor
 
@@ -34,12 +33,6 @@ class SelectionRule(nn.Module, ABC):
         self.memory = memory
         self.register_buffer("seen", torch.zeros_like(memory.sizes))
         self.register_buffer("refused", torch.zeros_like(memory.sizes))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectionRule:
-        """As in every module, but for ``KEPT``."""
-        with kept_precise(self, KEPT):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     @torch.no_grad()
     def insert(

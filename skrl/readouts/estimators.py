@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skrl.modes import kept_precise
+from skrl.modes import KeepsFloat32
 from skrl.readouts.activations import collect_features
 from skrl.readouts.checked_input import (
     Array,
@@ -40,15 +40,12 @@ REGISTRIES = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_module
 R = TypeVar("R", bound="Readout")
 
 
-class Readout(nn.Module, ABC):
+class Readout(KeepsFloat32, ABC):
     """A map from features to answers that is fitted in one go.
 
     Subclasses store their settings, then say how tensors are fitted (``_fit``), how room is made for a state dict
     (``_allocate``), and ``forward``.
     """
-
-    KEPT: tuple[str, ...] = ()
-    """Buffers that keep float32 in a conversion to half precision, in which many are zero or infinite."""
 
     n_features_in_: int
     _anchor: Tensor
@@ -206,12 +203,6 @@ class Readout(nn.Module, ABC):
                 f"features have shape {tuple(features.shape)}, but must be [batch, {self.n_features_in_}] as in "
                 "fitting; pool or flatten them first"
             )
-
-    def _apply(self: R, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> R:
-        """As in every module, but for ``KEPT``."""
-        with kept_precise(self, self.KEPT):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Make room first when the saved tensors have other shapes, so that a state loads at any number of supports."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from skrl.checks import floating
-from skrl.modes import full_precision, kept_precise, precise
+from skrl.modes import KeepsFloat32, full_precision, precise
 from skrl.shapes import Float, Tensor
 
 Scaling = Literal["standard", "isotropic", "cosine", "whitened", "none"]
@@ -24,14 +23,11 @@ WHITENING_FLOOR = 0.1
 WHITENING_DOUBT = 0.3
 """The same times features per sample: few samples do not know the small variances, and what they missed looks empty."""
 
-MEASURED = ("shift", "scale", "rotation")
-"""Buffers, which keep float32: in half precision their unit may be zero or infinite, and an offset hides the rest."""
-
 MAX_WHITENED = 2048
 """Features that are whitened unasked at most; the eigenvectors of more would take minutes."""
 
 
-class FeatureScaling(nn.Module):
+class FeatureScaling(KeepsFloat32):
     """Centre features and bring them to a mean square length of one: z = (x − shift) R ⊙ scale.
 
     So a lengthscale of about one is wide in any dimension. What is measured when fitting stays in buffers:
@@ -50,6 +46,9 @@ class FeatureScaling(nn.Module):
         rotation: R, principal components in its columns, [d, d]; none when left out.
         unit_length: whether rows are divided by their length at last.
     """
+
+    # In half precision their unit may be zero or infinite, and an offset hides the rest.
+    KEPT = ("shift", "scale", "rotation")
 
     shift: Tensor
     scale: Tensor
@@ -124,12 +123,6 @@ class FeatureScaling(nn.Module):
         with full_precision(features.device.type):
             scaled = (centred if self.rotation is None else centred @ self.rotation) * self.scale
         return functional.normalize(scaled, dim=-1) if self.unit_length else scaled
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureScaling:
-        """As in every module, but what was measured keeps float32."""
-        with kept_precise(self, MEASURED):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def get_extra_state(self) -> dict[str, bool]:
         """What a state dict holds besides the buffers."""

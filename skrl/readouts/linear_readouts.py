@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from skrl.modes import kept_precise, precise
+from skrl.modes import KeepsFloat32, precise
 from skrl.readouts.checked_input import in_precision_of
 from skrl.readouts.estimators import Classifier, Regressor
 from skrl.readouts.feature_scaling import FeatureScaling, Scaling
@@ -131,13 +131,10 @@ class LinearClassifier(Classifier):
         self.linear_ = filled_linear(blank["linear_.weight"], blank["linear_.bias"])
 
 
-class PreciseLinear(nn.Linear):
+class PreciseLinear(KeepsFloat32, nn.Linear):
     """A linear layer that keeps float32: in half precision weights in the units of large targets are infinite."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreciseLinear:
-        with kept_precise(self, ("weight", "bias")):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+    KEPT = ("weight", "bias")
 
 
 def filled_linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> nn.Linear:
