@@ -59,23 +59,26 @@ class StepTime:
     rounds: int = 10
     """Alternations between the two agents."""
 
+    device: str = "cpu"
+    """Where the networks and kernels are; a timing on another device stands beside that on the CPU."""
+
     results: Path = Path(__file__).resolve().parent / "results"
     """Where step_time.json goes, beside the timings of other agents and environments that it holds; a trial belongs
     elsewhere."""
 
 
-def configured(agent: str, env: str) -> RunConfig:
+def configured(agent: str, env: str, device: str) -> RunConfig:
     """The configured settings of the agent."""
-    return resolve({"agent": [agent], "env": [env], "device": ["cpu"]})
+    return resolve({"agent": [agent], "env": [env], "device": [device]})
 
 
-def make_model(agent: str, env: str) -> OffPolicyAlgorithm:
+def make_model(agent: str, env: str, device: str) -> OffPolicyAlgorithm:
     """The agent at its configured settings, silent.
 
     Raises:
         ConfigError: it learns from whole rollouts, so that a number of steps says nothing of its time.
     """
-    config = configured(agent, env)
+    config = configured(agent, env, device)
     model = build_model(config, make_env(env, n_envs=config.n_envs, seed=0))
     if not isinstance(model, OffPolicyAlgorithm):
         raise ConfigError(f"{agent} learns from whole rollouts, not step by step; compare agents with a replay buffer")
@@ -191,17 +194,18 @@ def measure(settings: StepTime) -> Rows:
         raise ConfigError(f"--agent and --baseline are both {settings.agent}; name two agents to compare")
     for env in settings.envs:
         require_known(env)
-    budgets = {env: configured(settings.agent, env).total_timesteps for env in settings.envs}
+    budgets = {env: configured(settings.agent, env, settings.device).total_timesteps for env in settings.envs}
     steps_of = {env: round_steps(settings, env, budget) for env, budget in budgets.items()}
     rows: Rows = {}
     for env, steps in steps_of.items():
         # Throw-away agents first: the compiled loops are translated once per installation, not once per step.
-        throw_away = [make_model(name, env) for name in (settings.agent, settings.baseline)]
+        throw_away = [make_model(name, env, settings.device) for name in (settings.agent, settings.baseline)]
         seconds_per_round(throw_away, WARM_UP, rounds=1, budget=WARM_UP)
-        models = [make_model(name, env) for name in (settings.agent, settings.baseline)]
+        models = [make_model(name, env, settings.device) for name in (settings.agent, settings.baseline)]
         seconds = seconds_per_round(models, steps, settings.rounds, budgets[env])
         mine, theirs = 1e3 * seconds.sum(0) / (steps * settings.rounds)
         rows[env] = {
+            **({} if settings.device == "cpu" else {"device": settings.device}),
             "steps": steps * settings.rounds,
             f"{settings.agent}_ms_per_step": round(mine, 3),
             f"{settings.baseline}_ms_per_step": round(theirs, 3),

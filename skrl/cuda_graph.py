@@ -70,9 +70,8 @@ def capture(query: Callable[..., Answer], *examples: Tensor) -> CapturedQuery[An
     calls do: a value head counts the fallbacks of the examples.
 
     Where the fused kernel serves the query the graph calls no solver library. Elsewhere it holds
-    ``torch.linalg.cholesky_ex``, which PyTorch documents to wait for the device only when it checks for errors, and
-    which allocates in the calls before the capture, on the same stream; NVIDIA does not promise that cuSOLVER can be
-    captured.
+    :mod:`skrl.solve.cholesky`, whose factors are cuSOLVER's and whose solves are cuBLAS's; NVIDIA does not promise that
+    cuSOLVER can be captured, and tests on a GPU see that it is.
 
     Args:
         query: a module, a bound method of one such as ``head.localise``, or any function of tensors. It returns a
@@ -100,11 +99,18 @@ def capture(query: Callable[..., Answer], *examples: Tensor) -> CapturedQuery[An
             with torch.cuda.graph(graph, stream=stream):
                 answer = query(*inputs)
         except RuntimeError as error:
+            _leave_capture(device)
             raise RuntimeError(
                 "the query cannot be captured: something in it waits for the device, a search outside PyTorch or a "
                 "setting that is tuned at every call, say; give lengthscale and ridge, or call it without a graph"
             ) from error
     return CapturedQuery(query, inputs, graph, answer)
+
+
+def _leave_capture(device: torch.device) -> None:
+    """After a capture that failed torch's generator takes itself to be in it still, and refuses every later draw."""
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _device_of(examples: tuple[Tensor, ...]) -> torch.device:

@@ -15,8 +15,9 @@ from skrl.search import exact
 from skrl.search.exact import ExactIndex, inner_products
 from skrl.search.neighbors import Localisation
 from skrl.shapes import Float, Tensor
+from skrl.solve.cholesky import JITTERS
 from skrl.solve.compiled_kernels import CODES, MAX_DISTANCES, predict_few, scale_rows
-from skrl.solve.local_solve import JITTERS, Prediction
+from skrl.solve.local_solve import Prediction
 
 
 class FewQueries:

@@ -21,6 +21,7 @@ from skrl.modes import KeepsFloat32, full_precision, precise, traced, transforme
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation
 from skrl.shapes import Float, Tensor
+from skrl.solve.cholesky import invert
 from skrl.solve.local_solve import LocalSystem, averaging_weights
 from skrl.solve.local_weights import LocalWeights, bounded_correction, ridge_weights
 from skrl.support_cache import ProbeCache
@@ -302,7 +303,7 @@ class NetworkFreeHead(ResidualHead):
             predicted = (residuals - errors) / torch.where(near, 1.0 - lack, 1.0)
             return torch.where(near & system.mask.unsqueeze(-1), residuals - predicted, errors)
         # As in the weights, whoever is as good as infinitely far has no share.
-        others = (torch.cholesky_inverse(system.factor) != 0.0).to(residuals.dtype)
+        others = (invert(system.factor) != 0.0).to(residuals.dtype)
         others = others - torch.diag_embed(others.diagonal(dim1=-2, dim2=-1))
         known = torch.where(system.mask.unsqueeze(-1), residuals, 0.0)
         mean = others @ known / others.sum(-1, keepdim=True).clamp(min=1)

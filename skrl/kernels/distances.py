@@ -144,4 +144,7 @@ def ranking_scores(
     """
     if queries.dim() == 3:
         return torch.baddbmm(half_norms.unsqueeze(-2), queries, features.mT, alpha=-1.0)
+    if queries.is_cuda and queries.dim() == 2:
+        # In one pass over the scores, which on a GPU are what the search waits for.
+        return torch.addmm(half_norms, queries, features.mT, alpha=-1.0)
     return half_norms.unsqueeze(-2) - queries @ features.mT

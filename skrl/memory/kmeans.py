@@ -118,7 +118,8 @@ class KMeansCentres(SelectionRule):
         if not bool(costs[best] < self._rise(row, set_index)):
             return None
         centres, counts, _ = self._centres(set_index)
-        pair = torch.stack([partners[best], candidates[best]])
+        # Either of the two may have found the other; which one keeps its slot must not hang on that.
+        pair = torch.stack([partners[best], candidates[best]]).sort().values
         shares = counts[pair] / counts[pair].sum()
         centre = torch.cat([shares.unsqueeze(0) @ centres[pair], row.to(centres)])
         means = precise(memory.targets[set_index, pair])

@@ -14,8 +14,9 @@ from skrl.modes import batched, forwards, full_precision, traced
 from skrl.search.neighbors import Localisation, Neighbors, gather_points, within_radius
 from skrl.shapes import Bool, Float, Int, Tensor
 from skrl.solve import compiled_solve
+from skrl.solve.cholesky import JITTERS
 from skrl.solve.compiled_gradient import adjoint_rows
-from skrl.solve.local_solve import JITTERS, factorise
+from skrl.solve.local_solve import factorise
 from skrl.solve.local_weights import MAX_GRAM, compiled_weights, weighted_means
 
 

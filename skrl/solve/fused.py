@@ -14,7 +14,7 @@ from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import Gaussian, InverseMultiquadric, Laplace, Matern32, Matern52
 from skrl.modes import forwards, traced, wants_gradient
 from skrl.shapes import Bool, Float, Int, Tensor
-from skrl.solve.local_solve import JITTERS
+from skrl.solve.cholesky import JITTERS
 
 try:
     from skrl.solve import fused_kernels
@@ -29,8 +29,8 @@ DEVICE = "cuda"
 MAX_NEIGHBORS = 64
 """Largest k whose matrix fits into the registers of a few warps."""
 
-MAX_DEPTH = 32
-"""Dimensions that are measured at once."""
+MAX_DEPTH = 4
+"""Dimensions whose loads are under way together; on an H100 1 takes as long, and 8."""
 
 FORMULAS: dict[type[Kernel], str] = {
     Gaussian: "gaussian",
@@ -102,7 +102,7 @@ def solve(
             fused_kernels.solve_query[(sets * rows,)](
                 *(values.contiguous() for values in (queries, features, found, present)),
                 *(lengthscale, ridge, weights, variance, jittered, failed),
-                *(rows, features.shape[1] * dim, dim, k, columns, 1),
+                *(rows, features.shape[1] * dim, dim, k, columns),
                 kernel=FORMULAS[type(kernel)],
                 windowed=windowed,
                 lengthscale_is_pointer=isinstance(lengthscale, Tensor),
@@ -111,7 +111,7 @@ def solve(
                 attempts=1 + len(JITTERS),
                 width=width,
                 depth=min(MAX_DEPTH, _power_of_two(dim)),
-                num_warps=1 if width <= 32 else 4,
+                num_warps=1 if width <= 32 else 2,
             )
     return FusedSolution(weights, variance, jittered, failed)
 

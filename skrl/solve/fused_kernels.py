@@ -15,11 +15,8 @@ import triton.language as tl
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """``triton.jit``, for type checkers that know no Triton.
-
-    A stride that the compiler does not know keeps it from loading neighbours with a dimension per lane.
-    """
-    return triton.jit(function, do_not_specialize=["stride"])
+    """``triton.jit``, for type checkers that know no Triton."""
+    return triton.jit(function)
 
 
 @jit
@@ -126,43 +123,39 @@ def substitute(matrix: tl.tensor, forward: tl.tensor, k: tl.tensor, lanes: tl.te
 def measure(
     queries: tl.tensor,
     features: tl.tensor,
-    found: tl.tensor,
     slots: tl.tensor,
+    last: tl.tensor,
     query: tl.tensor,
     dim: tl.tensor,
-    k: tl.tensor,
-    columns: tl.tensor,
-    stride: tl.tensor,
     windowed: tl.constexpr,
     width: tl.constexpr,
     depth: tl.constexpr,
 ) -> Any:
     """Squared distances by differences: to the neighbours, among them, and to the one that ends the windows.
 
+    Every lane reads one neighbour's coordinate and gets those of the others from there, so that no load waits for
+    another.
+
     Returns them, and the number of coordinates of the query that are not finite; arguments as in :func:`solve_query`.
     """
-    lanes = tl.arange(0, width)
     cross_squares = tl.zeros([width], tl.float32)
     pair_squares = tl.zeros([width, width], tl.float32)
-    radius_squares = tl.zeros([width], tl.float32)
+    radius_squares = 0.0
     strange = 0
     for start in range(0, dim, depth):
-        dims = start + tl.arange(0, depth)
-        inside = dims < dim
-        centre = tl.load(queries + query * dim + dims, mask=inside, other=0.0)
-        strange += tl.sum(tl.where(centre - centre == 0.0, 0, 1), 0)
-        block = tl.load(features + slots[None, :] * dim + dims[:, None] * stride, mask=inside[:, None], other=0.0)
-        gaps = block - centre[:, None]
-        cross_squares += tl.sum(gaps * gaps, 0)
-        for j in range(k):
-            point = tl.load(features + tl.load(found + j) * dim + dims, mask=inside, other=0.0)
-            gaps = block - point[:, None]
-            pair_squares += tl.where(lanes[:, None] == j, tl.sum(gaps * gaps, 0)[None, :], 0.0)
-        if windowed:
-            point = tl.load(features + tl.load(found + columns - 1) * dim + dims, mask=inside, other=0.0)
-            # Summed in the same order as the others, so that a tie with the radius is exact.
-            gaps = tl.broadcast_to((point - centre)[:, None], [depth, width])
-            radius_squares += tl.sum(gaps * gaps, 0)
+        for offset in tl.static_range(depth):
+            d = start + offset
+            centre = tl.load(queries + query * dim + d, mask=d < dim, other=0.0)
+            strange += tl.where(centre - centre == 0.0, 0, 1)
+            column = tl.load(features + slots * dim + d, mask=d < dim, other=0.0)
+            gaps = column - centre
+            cross_squares += gaps * gaps
+            pairs = column[:, None] - column[None, :]
+            pair_squares += pairs * pairs
+            if windowed:
+                # Summed in the same order as the others, so that a tie with the radius is exact.
+                gap = tl.load(features + last * dim + d, mask=d < dim, other=0.0) - centre
+                radius_squares += gap * gap
     return cross_squares, pair_squares, radius_squares, strange
 
 
@@ -194,7 +187,6 @@ def solve_query(
     dim: tl.tensor,
     k: tl.tensor,
     columns: tl.tensor,
-    stride: tl.tensor,
     kernel: tl.constexpr,
     windowed: tl.constexpr,
     lengthscale_is_pointer: tl.constexpr,
@@ -222,7 +214,6 @@ def solve_query(
         dim: d.
         k: neighbours.
         columns: k, or k + 1 where the last one ends the windows.
-        stride: 1, the distance between two dimensions of a feature.
         kernel: name of the kernel, whose κ(z, z) is one.
         windowed: whether localisation is continuous.
         lengthscale_is_pointer: see ``lengthscale``.
@@ -231,7 +222,7 @@ def solve_query(
             more each.
         attempts: factorisations at most.
         width: k, rounded up to a power of two.
-        depth: dimensions that are measured at once, a power of two.
+        depth: dimensions that are measured at once.
     """
     query = tl.program_id(0).to(tl.int64)
     features += query // rows_per_set * entries_per_set
@@ -241,11 +232,13 @@ def solve_query(
     mask = tl.load(present + lanes, mask=lanes < k, other=0) != 0
     slots = tl.load(found + lanes, mask=lanes < k, other=0)
     ends = False
+    last = slots
     if windowed:
         ends = (columns > k) and (tl.load(present + columns - 1) != 0)
+        last = tl.load(found + columns - 1)
 
     cross_squares, pair_squares, radius_squares, strange = measure(
-        queries, features, found, slots, query, dim, k, columns, stride, windowed, width, depth
+        queries, features, slots, last, query, dim, windowed, width, depth
     )
     scale = 1.0 / number(lengthscale, lengthscale_is_pointer)
     cross = kernel_value(tl.sqrt(cross_squares) * scale, kernel)

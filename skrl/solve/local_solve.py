@@ -27,12 +27,10 @@ import torch
 
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import block_distances
-from skrl.modes import full_precision, traced
+from skrl.modes import full_precision
 from skrl.search.neighbors import Neighbors, gather_points
 from skrl.shapes import Bool, Float, Tensor
-
-JITTERS = (1e-6, 1e-5, 1e-4)
-"""Diagonal terms tried in turn, in units of the largest one there, by the systems whose factorisation failed."""
+from skrl.solve.cholesky import factor_with_jitter, invert, solve
 
 
 class Prediction(NamedTuple):
@@ -74,7 +72,7 @@ class LocalSystem:
     def weights(self) -> Float[Tensor, "*batch k"]:
         """Prediction weights w, [*batch, B, k]; zero where a neighbour is missing or its window has ended."""
         cross = (self.window * self.cross).unsqueeze(-1)
-        return self.window * torch.cholesky_solve(cross, self.factor).squeeze(-1)
+        return self.window * solve(self.factor, cross).squeeze(-1)
 
     def variance(self, weights: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """Posterior variance κ(z, z) − κ_zᵀ w, [*batch, B], kept in [0, κ(z, z)] against rounding."""
@@ -114,7 +112,7 @@ class LocalSystem:
             Errors, [*batch, B, k, c], and precisions, [*batch, B, k]; zero and one where a neighbour is missing or its
             window has ended.
         """
-        inverse = torch.cholesky_inverse(self.factor)
+        inverse = invert(self.factor)
         present = self.mask.unsqueeze(-1)
         window = torch.where(self.mask, self.window, 1.0)
         scaled = window.unsqueeze(-1) * torch.where(present, residuals, 0.0)
@@ -160,7 +158,7 @@ def factorise(
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2)
     # A missing neighbour keeps a one on the diagonal: its row is decoupled and its weight is exactly zero.
     diagonal = torch.where(mask, ridge * torch.ones_like(cross), 1.0)
-    factor, jittered, failed = _cholesky_with_jitter(torch.where(pairs, gram, 0.0) + torch.diag_embed(diagonal))
+    factor, jittered, failed = factor_with_jitter(torch.where(pairs, gram, 0.0) + torch.diag_embed(diagonal))
     failed = failed | ~cross.isfinite().all(-1)
     cross, window = torch.where(failed.unsqueeze(-1), 0.0, cross), torch.where(failed.unsqueeze(-1), 1.0, window)
     return LocalSystem(factor, cross, window, mask, jittered, failed, kernel.prior_variance)
@@ -188,32 +186,3 @@ def averaging_weights(values: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batc
     """
     total = values.sum(-1, keepdim=True)
     return values / torch.where(total > 0, total, 1.0)
-
-
-def _cholesky_with_jitter(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factor every system; the ones that fail, and only they, get jitter, and at last the identity.
-
-    On a CPU the common case, nothing failed, returns after one factorisation. Elsewhere looking at the outcome would
-    synchronise: there all attempts are made at once, and each system takes its first success.
-    """
-    empty = gram.shape[-1] == 0
-    if empty or (gram.device.type == "cpu" and not traced()):
-        factor, info = torch.linalg.cholesky_ex(gram)
-        if empty or not bool(info.any()):
-            none = torch.zeros_like(info, dtype=torch.bool)
-            return factor, none, none
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    with torch.no_grad():
-        scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
-        jitters = torch.stack([torch.zeros_like(scale), *(jitter * scale for jitter in JITTERS)])
-        factors, info = torch.linalg.cholesky_ex(gram + jitters[..., None, None] * identity)
-        solved = (info == 0) & gram.isfinite().flatten(-2).all(-1)
-        attempt = solved.int().argmax(0, keepdim=True)
-    hopeless = ~solved.any(0)
-    if gram.requires_grad:
-        repaired = gram + jitters.gather(0, attempt)[0, ..., None, None] * identity
-        factor, _ = torch.linalg.cholesky_ex(torch.where(hopeless[..., None, None], identity, repaired))
-    else:
-        factor = factors.gather(0, attempt[..., None, None].expand(-1, *gram.shape))[0]
-        factor = torch.where(hopeless[..., None, None], identity, factor)
-    return factor, attempt[0] > 0, hopeless

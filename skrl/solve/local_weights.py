@@ -18,8 +18,9 @@ from skrl.search.exact import ExactIndex, inner_products
 from skrl.search.neighbors import Localisation, NeighborIndex, check_localisation, local_neighbors
 from skrl.shapes import Bool, Float, Int, Tensor
 from skrl.solve import compiled_solve, fused
+from skrl.solve.cholesky import JITTERS
 from skrl.solve.compiled_kernels import CODES, MAX_DISTANCES, localise_one, solve_few
-from skrl.solve.local_solve import JITTERS, factorise
+from skrl.solve.local_solve import factorise
 
 MAX_GRAM = 1 << 17
 """Distances of one chunk of compiled systems: they stay in a cache between measuring and solving."""

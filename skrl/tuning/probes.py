@@ -16,7 +16,8 @@ from skrl.kernels.algebra import Kernel
 from skrl.search.neighbors import Localisation, NeighborIndex, Neighbors, within_radius
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve import compiled_solve
-from skrl.solve.local_solve import JITTERS, Prediction, window_roots
+from skrl.solve.cholesky import JITTERS
+from skrl.solve.local_solve import Prediction, window_roots
 from skrl.solve.local_weights import weighted_means
 from skrl.tuning.leave_one_out import nearest_others, predict_probes, probe_rows
 

@@ -31,6 +31,7 @@ def test_learns_saves_and_loads_on_the_device(cls, tmp_path) -> None:
     assert torch.allclose(on_device, on_cpu, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to run KernelPPO on the GPU:UserWarning")
 @pytest.mark.parametrize("cls", [KernelPPO, KernelSAC, KernelTD3])
 def test_continuous_actions_learn_save_and_load_on_the_device(cls, tmp_path) -> None:
     settings = {"n_steps": 64} if cls is KernelPPO else {"learning_starts": 50}

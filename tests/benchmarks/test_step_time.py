@@ -30,7 +30,7 @@ def known_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     throw_away, timed = ([9.0], [90.0]), ([0.3, 0.5], [0.1, 0.3])
     models = iter([FakeModel(clock, seconds) for seconds in (*throw_away, *timed)])
     monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(step_time, "make_model", lambda name, env: next(models))
+    monkeypatch.setattr(step_time, "make_model", lambda name, env, device: next(models))
 
 
 @pytest.mark.usefixtures("known_seconds")
@@ -93,7 +93,7 @@ def test_a_file_of_something_else_is_left_alone(
 
 
 def test_schedules_are_those_of_the_whole_budget() -> None:
-    model = step_time.make_model("ddqn", "CartPole-v1")
+    model = step_time.make_model("ddqn", "CartPole-v1", "cpu")
     step_time.seconds_per_round([model], steps=40, rounds=3, budget=2_000)
     assert model.num_timesteps == 120
     assert model.exploration_rate == pytest.approx(1.0 - 0.95 * 0.06 / 0.12)  # type: ignore[attr-defined]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from skrl.kernels import Matern32
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation
 from skrl.solve import fused
+from skrl.solve.cholesky import invert, solve
 from skrl.solve.local_weights import ridge_weights
 
 pytestmark = [
@@ -32,11 +35,15 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-@pytest.fixture
-def _errors_for_waiting() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+@contextmanager
+def errors_for_waiting() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -73,6 +80,15 @@ def test_every_size_of_the_fused_kernel_equals_float64(path: str, k: int, dim: i
         assert not actual.jittered.any()
 
 
+@pytest.mark.parametrize("k", [1, 5, 64])
+def test_factors_solve_and_invert_as_on_the_cpu(k: int) -> None:
+    root = torch.randn(20, k, k, dtype=torch.float64)
+    root = root @ root.mT + torch.eye(k)
+    factor, right = torch.linalg.cholesky_ex(root).L, torch.randn(20, k, 3, dtype=torch.float64)
+    assert_near(solve(factor.cuda(), right.cuda()), solve(factor, right), 1e-9)
+    assert_near(invert(factor.cuda()), invert(factor), 1e-9)
+
+
 @pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
 def test_singular_and_strange_systems_are_flagged(path: str) -> None:
     features = torch.tensor([[[0.0], [0.0], [50.0], [51.0]]], device="cuda")
@@ -95,18 +111,24 @@ def test_beside_more_duplicates_than_neighbours_every_window_has_ended(path: str
 
 @pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
 @both_localisations
-@pytest.mark.usefixtures("_errors_for_waiting")
 def test_no_query_waits_for_the_device(path: str, localisation: Localisation) -> None:
     module = SparseKernel(
         torch.randn(500, 4), torch.randn(500, 2), k=8, lengthscale=1.0, ridge=0.1, localisation=localisation
     ).cuda()
     head = ResidualHead(3, 200, 4, k=8).cuda()
     queries = torch.randn(50, 4, device="cuda")
-    with torch.no_grad():
-        module.predict(queries)
-        head(queries, queries[:, :3])
     learned = queries.clone().requires_grad_()
-    module(learned).sum().backward()
+    with errors_for_waiting():
+        with torch.no_grad():
+            module.predict(queries)
+            head(queries, queries[:, :3])
+        module(learned).sum().backward()
+    assert learned.grad is not None
+
+
+def test_waiting_is_an_error() -> None:
+    with errors_for_waiting(), pytest.raises(RuntimeError, match="synchronizing"):
+        torch.ones(1, device="cuda").item()
 
 
 def rewritten(captured: CapturedQuery[Tensor], plain: Callable[..., Tensor], rewrite: Callable[[], None]) -> None:
@@ -149,6 +171,10 @@ def test_what_waits_cannot_be_captured() -> None:
     head = ResidualHead(2, 100, 4, k=8).cuda()
     with pytest.raises(RuntimeError, match="cannot be captured"):
         capture(lambda queries: head.correction(queries) * queries.max().item(), torch.randn(32, 4).cuda())
+    assert torch.randn(1000, device="cuda").std() > 0.8
+    queries = torch.randn(32, 4).cuda()
+    with torch.no_grad():
+        torch.testing.assert_close(capture(head.correction, queries)(queries), head.correction(queries))
 
 
 @both_localisations

@@ -19,7 +19,8 @@ from skrl import KERNELS, AveragingHead, Gaussian, NetworkFreeHead, ResidualHead
 from skrl.kernels import Laplace, Polynomial, Sum, make_kernel
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation
-from skrl.solve.local_solve import JITTERS, factorise
+from skrl.solve.cholesky import JITTERS
+from skrl.solve.local_solve import factorise
 
 ALL_KERNELS = {
     **{name: make_kernel(name, 3) for name in KERNELS},
@@ -156,7 +157,7 @@ def test_all_attempts_at_once_equal_one_after_the_other(
         return factorise(ExactSearch()(queries, features, 2), features, Polynomial(), 1.0, 0.0)
 
     one_by_one = systems()
-    monkeypatch.setattr("skrl.solve.local_solve.traced", lambda: True)
+    monkeypatch.setattr("skrl.solve.cholesky.traced", lambda: True)
     at_once = systems()
     for b, system in enumerate(excess):
         gram = scale * np.array([[1.0, 1.0 + system.item()], [1.0 + system.item(), 1.0]])

@@ -13,7 +13,8 @@ import torch
 
 from skrl import compiling
 from skrl.solve import compiled_solve
-from skrl.solve.local_solve import JITTERS, window_roots
+from skrl.solve.cholesky import JITTERS
+from skrl.solve.local_solve import window_roots
 from skrl.solve.local_weights import bounded_correction
 
 Array = npt.NDArray[np.floating]

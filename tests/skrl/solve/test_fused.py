@@ -17,7 +17,8 @@ from skrl.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Matern3
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation, NeighborIndex, local_neighbors
 from skrl.solve import fused, local_weights
-from skrl.solve.local_solve import JITTERS, factorise
+from skrl.solve.cholesky import JITTERS
+from skrl.solve.local_solve import factorise
 from skrl.solve.local_weights import LocalWeights, fused_weights, ridge_weights
 
 # The interpreter computes with NumPy, which warns where a GPU just returns infinity or NaN.
@@ -277,12 +278,12 @@ from skrl.solve import fused_kernels
 
 types = {"found": "*i64", "present": "*i1", "lengthscale": "fp32", "jittered": "*i1", "failed": "*i1"}
 pointers = ("queries", "features", "ridge", "weights", "variance")
-sizes = ("rows_per_set", "entries_per_set", "dim", "k", "columns", "stride")
+sizes = ("rows_per_set", "entries_per_set", "dim", "k", "columns")
 signature = types | dict.fromkeys(pointers, "*fp32") | dict.fromkeys(sizes, "i32")
 ones = {"rows_per_set": 1, "dim": 1, "k": 1, "columns": 1}  # Triton makes constants of arguments that are one
 for name, width, depth, warps, architecture, specialised in (
-    ("matern52", 32, 32, 1, 80, {}),
-    ("gaussian", 64, 32, 4, 90, {}),
+    ("matern52", 32, 4, 1, 80, {}),
+    ("gaussian", 64, 4, 2, 90, {}),
     ("laplace", 1, 1, 1, 90, ones),
 ):
     constants = dict(kernel=name, windowed=True, lengthscale_is_pointer=False, ridge_is_pointer=True,
@@ -298,7 +299,10 @@ for name, width, depth, warps, architecture, specialised in (
 def test_compiles_for_a_gpu_without_one(tmp_path: Path) -> None:
     """The interpreter accepts more than the compiler does; another process, since this one interprets."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment |= {
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

@@ -9,7 +9,8 @@ from torch import Tensor
 from skrl.kernels import Gaussian, Matern52, Polynomial
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Neighbors
-from skrl.solve.local_solve import JITTERS, LocalSystem, factorise
+from skrl.solve.cholesky import JITTERS
+from skrl.solve.local_solve import LocalSystem, factorise
 
 LENGTHSCALE, RIDGE = 0.8, 0.1
 
