@@ -19,8 +19,8 @@ MAX_SCORES = 1 << 24
 """Scores that one chunk of queries may hold at once (64 MiB in float32), unless a single query needs more."""
 
 MAX_DEVICE_SCORES = 1 << 26
-"""The same on a GPU (256 MiB), whose products are slow where a chunk has few queries: of 256 among 10⁶ points a query
-took 6.3 ms in chunks of 2²⁴ scores, 3.7 ms in these and 2.7 ms in one (H100)."""
+"""The same on a GPU (256 MiB), whose products are slow where a chunk has few queries: 256 of
+them among 10⁶ points took 6.3 ms in chunks of 2²⁴ scores, 3.7 ms in these and 2.7 ms in one (H100)."""
 
 MAX_COMPILED_SCORES = 1 << 20
 """The same on a CPU: small enough to stay in a cache between the product and the selection."""
