@@ -26,7 +26,8 @@ from agents.training.command_line import nest_flags, print_help, split_flags
 from agents.training.evaluation import FINAL_SEED_OFFSET, evaluate_greedily, evaluation_copies
 from agents.training.registry import present_device
 from agents.training.report import show_evaluation, show_video
-from agents.training.runs import Checkpoint, RunFolder, load_model
+from agents.training.run_folder import Checkpoint, RunFolder
+from agents.training.runs import load_model
 from agents.training.settings import load_config
 from agents.training.video import check_filming, film_writer, record_episode
 from envs import ATARI_NAMESPACE, EnvironmentArgumentError, UnknownEnvironmentError, make_env

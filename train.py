@@ -24,7 +24,8 @@ from agents.training.config import RunConfig
 from agents.training.evaluation import evaluation_copies
 from agents.training.registry import find_agent
 from agents.training.report import report_evaluation, show_training
-from agents.training.runs import InterruptedLearning, RunFolder, train
+from agents.training.run_folder import RunFolder
+from agents.training.runs import InterruptedLearning, train
 from agents.training.settings import resolve
 from envs import EnvironmentArgumentError, UnknownEnvironmentError, make_env
 

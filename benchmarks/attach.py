@@ -25,12 +25,11 @@ from stable_baselines3.common.logger import configure
 from tasks import ENVIRONMENTS
 
 from agents import KernelDQNPolicy, attach_kernel_head
-from agents.common.atomic_save import atomic_write
+from agents.common.atomic_save import atomic_write, write_text
 from agents.common.schema import ConfigError
 from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_greedily
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
-from agents.training.runs import write_text
 from agents.training.settings import dump_config, resolve
 from envs import UnknownEnvironmentError, make_env
 from envs.make_env import require_known

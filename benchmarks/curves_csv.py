@@ -10,7 +10,7 @@ from pathlib import Path
 from curves_results import Runs
 from curves_scores import Tasks
 
-from agents.training.runs import write_text
+from agents.common.atomic_save import write_text
 
 
 def write_evaluations(runs: Runs, path: Path) -> None:

@@ -23,8 +23,8 @@ import tyro
 from shown_command import shown_command
 from torch import Tensor
 
+from agents.common.atomic_save import write_text
 from agents.training.provenance import commit, versions
-from agents.training.runs import write_text
 from skrl import sparse_kernel
 from skrl.cuda_graph import capture
 from skrl.functional import make_support

@@ -17,8 +17,8 @@ import tyro
 from local_solve_timing import Times, interleave
 from shown_command import shown_command
 
+from agents.common.atomic_save import write_text
 from agents.training.provenance import commit, machine, versions
-from agents.training.runs import write_text
 from skrl import SparseKernel, compiling, functional
 from skrl.kernels import Kernel
 from skrl.search.neighbors import Localisation

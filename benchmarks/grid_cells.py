@@ -16,7 +16,7 @@ from agents.common.schema import ConfigError, to_plain
 from agents.training.budget import check_budget
 from agents.training.command_line import Flags, flat_flags, spelled
 from agents.training.config import RunConfig
-from agents.training.runs import RunFolder
+from agents.training.run_folder import RunFolder
 from agents.training.settings import load_config, resolve
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,9 +22,9 @@ from grid_progress import Progress
 from grid_workers import run_here
 from shown_command import shown_command
 
+from agents.common.atomic_save import write_text
 from agents.common.schema import ConfigError
 from agents.training.provenance import commit
-from agents.training.runs import write_text
 
 
 def main(argv: Sequence[str]) -> int:

@@ -28,8 +28,8 @@ from local_solve_report import Run, markdown
 from local_solve_rivals import RIVALS
 from local_solve_worker import Job
 
+from agents.common.atomic_save import write_text
 from agents.training.provenance import commit
-from agents.training.runs import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "local_solve"

@@ -14,7 +14,7 @@ from curves_results import gaps, read_runs, variants
 from curves_tables import markdown
 from tasks import read_tasks
 
-from agents.training.runs import write_text
+from agents.common.atomic_save import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

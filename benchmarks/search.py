@@ -21,8 +21,8 @@ import tyro
 from shown_command import shown_command
 from torch import Tensor
 
+from agents.common.atomic_save import write_text
 from agents.training.provenance import commit, machine, versions
-from agents.training.runs import write_text
 from skrl.search.approximate import HnswSearch, IvfSearch
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import NeighborSearch

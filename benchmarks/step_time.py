@@ -22,11 +22,11 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tasks import ENVIRONMENTS
 
+from agents.common.atomic_save import write_text
 from agents.common.schema import ConfigError
 from agents.training.config import RunConfig
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
-from agents.training.runs import write_text
 from agents.training.settings import resolve
 from envs import UnknownEnvironmentError, make_env
 from envs.make_env import require_known

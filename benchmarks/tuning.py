@@ -21,8 +21,8 @@ from shown_command import shown_command
 from sklearn import datasets
 from torch import Tensor
 
+from agents.common.atomic_save import write_text
 from agents.training.provenance import commit, machine, versions
-from agents.training.runs import write_text
 from skrl import ExactSearch, make_kernel, neighbor_lengthscale, sparse_kernel, tune
 from skrl.tuning.probes import Probes
 

@@ -16,7 +16,8 @@ from gymnasium.error import DependencyNotInstalled
 
 from agents import AgentProbe, probe_agent
 from agents.training.registry import present_device
-from agents.training.runs import RunFolder, load_model
+from agents.training.run_folder import RunFolder
+from agents.training.runs import load_model
 from agents.training.settings import load_config
 from envs import make_env
 

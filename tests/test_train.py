@@ -21,7 +21,7 @@ from agents.training.config import DoubleDQNConfig, PPOConfig
 from agents.training.evaluation import Evaluation, PeriodicEvaluation
 from agents.training.provenance import commit
 from agents.training.registry import AGENTS
-from agents.training.runs import LOCK, RunFolder
+from agents.training.run_folder import LOCK, RunFolder
 from agents.training.runs import train as train_run
 from envs import ChainEnv, make_env
 

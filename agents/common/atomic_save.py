@@ -29,6 +29,15 @@ def atomic_write(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None
         aside.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+
+    def write_encoded(file: io.BufferedIOBase) -> None:
+        file.write(text.encode())
+
+    atomic_write(path, write_encoded)
+
+
 class AtomicSave(BaseAlgorithm):
     """Mixed in before one of SB3's algorithms, whose ``save`` then never leaves a half-written file."""
 

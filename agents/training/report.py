@@ -11,7 +11,8 @@ from rich.table import Table
 
 from agents.training.evaluation import Evaluation
 from agents.training.provenance import SOURCE_ROOT
-from agents.training.runs import RunFolder, RunResult
+from agents.training.run_folder import RunFolder
+from agents.training.runs import RunResult
 
 
 def report_evaluation(step: int, evaluation: Evaluation) -> None:

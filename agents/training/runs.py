@@ -1,23 +1,20 @@
-"""One training run: its folder, its result, and the way from one to the other."""
+"""One training run: from settings to a result."""
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.common.atomic_save import atomic_write
+from agents.common.atomic_save import atomic_write, write_text
 from agents.common.nonfinite import NonFiniteError
 from agents.common.schema import ConfigError
 from agents.training.budget import check_budget
@@ -32,19 +29,11 @@ from agents.training.evaluation import (
 )
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
-from agents.training.settings import dump_config, load_config
+from agents.training.run_folder import RunFolder
+from agents.training.settings import dump_config
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps two runs apart
-    fcntl = None  # type: ignore[assignment]
-
-Checkpoint = Literal["final", "best"]
-LOCK = ".run.lock"
 MOST_LETTERS = 300
 """Of what torch says of a model that does not fit, which names every tensor."""
-
-OWN_FILES = ("result.json", "config.yaml", "model.zip", "best_model.zip", "events.out.tfevents.*", "*-episode-0.mp4")
 
 
 class InterruptedLearning(KeyboardInterrupt):
@@ -74,123 +63,6 @@ class RunResult:
     versions: dict[str, str | None]
     machine: str
     commit: str | None
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where the parts of a run lie."""
-
-    path: Path
-
-    @classmethod
-    def of(cls, config: RunConfig) -> RunFolder:
-        """The folder that a configuration names, or the one that its agent, environment and seed make.
-
-        Raises:
-            ConfigError: the name is empty, which would be the present folder.
-        """
-        if config.run_dir is not None and not config.run_dir.strip():
-            raise ConfigError(
-                f"run_dir is {config.run_dir!r}, which names no folder; give one with --run-dir, the present one as "
-                "--run-dir . , or leave it out for runs/AGENT/ENV/seedSEED"
-            )
-        default = Path("runs", config.agent, config.env, f"seed{config.seed}")
-        return cls(default if config.run_dir is None else Path(config.run_dir))
-
-    @property
-    def config(self) -> Path:
-        """Complete settings."""
-        return self.path / "config.yaml"
-
-    @property
-    def result(self) -> Path:
-        """Scores and provenance; written last, so that it marks a finished run."""
-        return self.path / "result.json"
-
-    def model(self, checkpoint: Checkpoint) -> Path:
-        """Model at the end of training, or at its best periodic evaluation."""
-        return self.path / ("model.zip" if checkpoint == "final" else "best_model.zip")
-
-    def check_free(self, *, force: bool) -> None:
-        """Make sure that a run may be written here.
-
-        Raises:
-            ConfigError: a finished run lies here and `force` is off, or the path is no folder that can be written.
-        """
-        try:
-            self._check_free(force)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def check_present(self) -> None:
-        """Make sure that there is a folder.
-
-        Raises:
-            ConfigError: there is none, or it cannot be read.
-        """
-        try:
-            is_folder, is_file = self.path.is_dir(), self.path.is_file()
-        except OSError as error:
-            raise ConfigError(f"cannot read the run folder {self.path}: {error.strerror}") from error
-        if not is_folder:
-            advice = f"; give that of the model, {self.path.parent}" if is_file else ""
-            raise ConfigError(f"there is no run folder {self.path}{advice}")
-
-    def _check_free(self, force: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"the run folder {self.path} is a file; choose another with --run-dir")
-        if self.result.exists() and not force:
-            raise ConfigError(
-                f"{self.path} holds a finished run; overwrite it with --force or choose another folder with --run-dir"
-            )
-        if not force and any(file for pattern in OWN_FILES for file in self.path.glob(pattern)):
-            try:
-                load_config(self.config)
-            except ConfigError as error:
-                raise ConfigError(
-                    f"{self.path} holds files that are not of a run and would be replaced; choose another folder with "
-                    "--run-dir, or overwrite them with --force"
-                ) from error
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder, and keep other runs out of it until the block, or this process, ends.
-
-        Raises:
-            ConfigError: another run is in it, or it cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / LOCK, "w")  # noqa: SIM115  closed below, at the end of the block
-        except OSError as error:
-            raise self._unwritable(error) from error
-        with file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ConfigError(
-                        f"another run is writing to {self.path}; choose another folder with --run-dir"
-                    ) from error
-                except OSError:
-                    pass  # a file system without locks, where nothing keeps two runs apart
-            yield
-
-    def clear(self) -> None:
-        """Remove what an earlier run left in the folder: the result first, for it marks a finished one.
-
-        Raises:
-            ConfigError: the folder cannot be written.
-        """
-        try:
-            for pattern in OWN_FILES:
-                for file in self.path.glob(pattern):
-                    file.unlink()
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"cannot write the run folder {self.path}: {error}; choose another with --run-dir")
 
 
 def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[int, Evaluation], None]) -> RunResult:
@@ -295,15 +167,6 @@ def load_model(config: RunConfig, env: VecEnv, file: Path) -> BaseAlgorithm:
         words = " ".join(str(error).split())[:MOST_LETTERS] or type(error).__name__
         raise ConfigError(f"{file} does not hold a model that fits its config.yaml: {words}") from error
     return model
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-
-    def write_encoded(file: io.BufferedIOBase) -> None:
-        file.write(text.encode())
-
-    atomic_write(path, write_encoded)
 
 
 def _learn(

@@ -8,7 +8,7 @@ import pytest
 
 from agents.common.schema import ConfigError
 from agents.training.config import RunConfig
-from agents.training.runs import RunFolder
+from agents.training.run_folder import RunFolder
 from agents.training.settings import dump_config
 
 
