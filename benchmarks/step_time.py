@@ -60,7 +60,7 @@ class StepTime:
     """Alternations between the two agents."""
 
     device: str = "cpu"
-    """Where the networks and kernels are; a timing on another device stands beside that on the CPU."""
+    """Where the networks and kernels are, `cuda` say; timings on different devices stand beside each other."""
 
     results: Path = Path(__file__).resolve().parent / "results"
     """Where step_time.json goes, beside the timings of other agents and environments that it holds; a trial belongs
@@ -114,6 +114,8 @@ def seconds_per_round(models: list[OffPolicyAlgorithm], steps: int, rounds: int,
         for column, model in enumerate(models):
             started = time.perf_counter()
             model.learn(steps, callback=WholeBudget(budget), reset_num_timesteps=index == 0)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # What is under way still is this model's.
             seconds[index, column] = time.perf_counter() - started
     return seconds
 
@@ -155,12 +157,17 @@ def read(file: Path) -> list[Timing]:
 
 
 def without(timings: list[Timing], rows: Rows) -> list[Timing]:
-    """Timings without what has been measured anew: the same agents, whom the fields name, on the same environment."""
+    """Timings without what has been measured anew: the same agents on the same environment and device."""
 
     def kept(results: Rows) -> Rows:
-        return {env: row for env, row in results.items() if env not in rows or row.keys() != rows[env].keys()}
+        return {env: row for env, row in results.items() if env not in rows or _timed(row) != _timed(rows[env])}
 
     return [timing | {"results": results} for timing in timings if (results := kept(timing["results"]))]
+
+
+def _timed(row: dict[str, Any]) -> tuple[set[str], object]:
+    """What a row is about: its agents, which the fields name, and their device."""
+    return set(row), row.get("device")
 
 
 def round_steps(settings: StepTime, env: str, budget: int) -> int:

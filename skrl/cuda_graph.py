@@ -6,7 +6,9 @@ place, as :class:`skrl.memory.SupportMemory` and optimizers do, shows at the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -88,29 +90,53 @@ def capture(query: Callable[..., Answer], *examples: Tensor) -> CapturedQuery[An
     device = _device_of(examples)
     inputs = tuple(example.detach().clone() for example in examples)
     graph = torch.cuda.CUDAGraph()
+    around = torch.cuda.current_stream(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.no_grad(), torch.cuda.device(device):
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                query(*inputs)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        try:
+    stream.wait_stream(around)
+    try:
+        with torch.no_grad(), torch.cuda.device(device):
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    query(*inputs)
+                # A capture that fails half-way leaves much behind; most of those that would are told apart here.
+                with errors_for_waiting():
+                    query(*inputs)
+            around.wait_stream(stream)
             with torch.cuda.graph(graph, stream=stream):
                 answer = query(*inputs)
-        except RuntimeError as error:
-            _leave_capture(device)
-            raise RuntimeError(
-                "the query cannot be captured: something in it waits for the device, a search outside PyTorch or a "
-                "setting that is tuned at every call, say; give lengthscale and ridge, or call it without a graph"
-            ) from error
+    except RuntimeError as error:
+        _leave_capture(around)
+        raise RuntimeError(
+            "the query cannot be captured: something in it waits for the device, a search outside PyTorch or a "
+            "setting that is tuned at every call, say; give lengthscale and ridge, or call it without a graph"
+        ) from error
     return CapturedQuery(query, inputs, graph, answer)
 
 
-def _leave_capture(device: torch.device) -> None:
-    """After a capture that failed torch's generator takes itself to be in it still, and refuses every later draw."""
-    generator = torch.cuda.default_generators[device.index]
-    generator.graphsafe_set_state(generator.clone_state())
+@contextmanager
+def errors_for_waiting() -> Iterator[None]:
+    """Within the block what waits for a CUDA device raises RuntimeError, as far as PyTorch detects it."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _leave_capture(around: torch.cuda.Stream) -> None:
+    """Mend what a capture that failed half-way leaves behind: its stream, and a generator that refuses every draw.
+
+    Graphs that were captured before keep the generator's old state: where torch refuses their replay, capture anew.
+    """
+    torch.cuda.set_stream(around)
+    try:
+        torch.rand((), device=around.device)
+    except RuntimeError:
+        generator = torch.cuda.default_generators[around.device.index]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def _device_of(examples: tuple[Tensor, ...]) -> torch.device:

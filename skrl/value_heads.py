@@ -306,7 +306,8 @@ class NetworkFreeHead(ResidualHead):
         others = (invert(system.factor) != 0.0).to(residuals.dtype)
         others = others - torch.diag_embed(others.diagonal(dim1=-2, dim2=-1))
         known = torch.where(system.mask.unsqueeze(-1), residuals, 0.0)
-        mean = others @ known / others.sum(-1, keepdim=True).clamp(min=1)
+        with full_precision(known.device.type):
+            mean = others @ known / others.sum(-1, keepdim=True).clamp(min=1)
         return torch.where(near, errors - lack * mean, errors)
 
     @torch.no_grad()

@@ -41,9 +41,7 @@ class Supports(NamedTuple):
         rewards: n-step returns, [m].
         discounts: γʰ or zero, [m].
         next_observations: where they lead, [m, ...].
-        indices: neighbours of the next observations, as positions in their action's set, [A, m, k].
-        weights: their weights, [A, m, k].
-        next_variance: posterior variance there, [A, m].
+        next_local: how the kernel reads the next observations.
     """
 
     filled: Tensor
@@ -52,9 +50,7 @@ class Supports(NamedTuple):
     rewards: Tensor
     discounts: Tensor
     next_observations: PyTorchObs
-    indices: Tensor
-    weights: Tensor
-    next_variance: Tensor
+    next_local: Localised
 
 
 @dataclass
@@ -223,7 +219,7 @@ class ReplayKernel:
             present: what the target network says of them, [m].
             next_prior: what it says of the states they lead to, [A, m].
         """
-        bonus = self.q_net.bonus * self.head.amplitude * supports.next_variance.sqrt()
+        bonus = self.q_net.bonus * self.head.amplitude * supports.next_local.variance.sqrt()
         residuals, self.next_optimistic = self._back_up(supports, self.next_optimistic, bonus, present, next_prior)
         self.head.write_optimistic_targets(residuals)
 
@@ -248,13 +244,13 @@ class ReplayKernel:
             Residuals of the supports, zero where there is none and where its target is not finite, [A, C], and values
             of the states they lead to, [A, m].
         """
-        shape = self.head.memory.mask.shape
+        shape, local = self.head.memory.mask.shape, supports.next_local
         residuals = torch.zeros_like(supports.rewards).view(shape)
         for _ in range(self.config.sweeps):
             improved = supports.rewards + supports.discounts * (next_values + bonus).amax(0)
             differences = improved - present
             residuals = torch.where(supports.filled & differences.isfinite(), differences, 0.0).view(shape)
-            next_values = next_prior + bounded_correction(supports.indices, supports.weights, residuals)
+            next_values = next_prior + bounded_correction(local.indices, local.weights, residuals)
         return residuals, next_values
 
     def extend(self) -> None:
@@ -317,9 +313,7 @@ class ReplayKernel:
             rewards=torch.from_numpy(steps.rewards).to(device),
             discounts=torch.from_numpy(steps.discounts).to(device),
             next_observations=self.view.next_observations(steps.last_slots),
-            indices=local.indices,
-            weights=local.weights,
-            next_variance=local.variance,
+            next_local=local,
         )
 
     def _prior_means(self, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:

@@ -9,7 +9,7 @@ import torch
 from skrl.kernels.distances import median_point, ranking_scores
 from skrl.memory.selection_rule import SelectionRule, chunks
 from skrl.memory.support_memory import SupportMemory
-from skrl.modes import precise
+from skrl.modes import full_precision, precise
 from skrl.search.exact import smallest
 from skrl.shapes import Bool, Float, Int, Tensor
 
@@ -73,7 +73,8 @@ class KMeansCentres(SelectionRule):
         self.bounds.fill_(torch.inf)
         for set_index, filled in enumerate(self.memory.mask):
             for members in chunks(filled.nonzero().flatten(), self.mini_batch):
-                self._measure(members, set_index)
+                with full_precision(filled.device.type):
+                    self._measure(members, set_index)
 
     def place(
         self, features: Float[Tensor, "rows dim"], targets: Float[Tensor, "rows targets"], set_index: int

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from skrl.memory.support_memory import SupportMemory
-from skrl.modes import KeepsFloat32, precise
+from skrl.modes import KeepsFloat32, full_precision, precise
 from skrl.shapes import Float, Int, Tensor
 
 
@@ -61,7 +61,7 @@ class SelectionRule(KeepsFloat32, ABC):
         usable = precise(features).square().sum(-1).isfinite() & targets.isfinite().all(-1)
         slots = torch.full_like(usable, -1, dtype=torch.long)
         if bool(usable.any()):
-            with torch.autocast(features.device.type, enabled=False):
+            with full_precision(features.device.type):
                 slots[usable] = self.place(features[usable], targets[usable], set_index)
         accepted = usable.sum()
         self.seen[set_index] += accepted

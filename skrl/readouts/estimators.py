@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skrl.modes import KeepsFloat32
+from skrl.modes import KeepsFloat32, full_precision
 from skrl.readouts.activations import collect_features
 from skrl.readouts.checked_input import (
     Array,
@@ -83,7 +83,7 @@ class Readout(KeepsFloat32, ABC):
         features = as_features(X, None if isinstance(X, Tensor) else self._anchor.device)
         before = self._memento()
         try:
-            with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            with torch.no_grad(), full_precision(features.device.type):
                 self._fit(features, self._encode(y, features))
         except BaseException:
             self._restore(before)

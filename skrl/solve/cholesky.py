@@ -62,8 +62,9 @@ def solve(
     """
     if factor.is_cpu:
         return torch.cholesky_solve(right, factor)
-    forward: Tensor = torch.linalg.solve_triangular(factor, right, upper=False)
-    solution: Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
+    with full_precision(factor.device.type):
+        forward: Tensor = torch.linalg.solve_triangular(factor, right, upper=False)
+        solution: Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
     return solution
 
 
@@ -76,6 +77,6 @@ def invert(factor: Float[Tensor, "*batch k k"]) -> Float[Tensor, "*batch k k"]:
     if factor.is_cpu:
         return torch.cholesky_inverse(factor)
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
-    root: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
     with full_precision(factor.device.type):
+        root: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
         return root.mT @ root

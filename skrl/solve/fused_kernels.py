@@ -1,6 +1,6 @@
 """Fused local systems on an accelerator: one Triton program measures, fills, factors and solves one query's system.
 
-Nothing between the features of the neighbours and the weights leaves the registers, and no library is called, so that a
+Nothing between the features of the neighbours and the weights leaves the multiprocessor, and no library is called, so that a
 CUDA graph may capture it. Every lane holds one column of a matrix: sums over rows stay within a lane, sums over columns
 would cost five exchanges between lanes per row.
 """
@@ -222,7 +222,7 @@ def solve_query(
             more each.
         attempts: factorisations at most.
         width: k, rounded up to a power of two.
-        depth: dimensions that are measured at once.
+        depth: dimensions whose loads are under way together.
     """
     query = tl.program_id(0).to(tl.int64)
     features += query // rows_per_set * entries_per_set

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import step_time
 
@@ -66,16 +67,21 @@ def test_timings_of_other_agents_and_environments_stay(tmp_path: Path, monkeypat
     file.write_text(json.dumps(published))
 
     def measured(settings: step_time.StepTime) -> step_time.Rows:
-        return {env: {f"{settings.agent}_ms_per_step": 1.0, "ddqn_ms_per_step": 1.0} for env in settings.envs}
+        row = {f"{settings.agent}_ms_per_step": 1.0, "ddqn_ms_per_step": 1.0}
+        return {env: row if settings.device == "cpu" else {"device": settings.device, **row} for env in settings.envs}
 
-    for agent, env, figures in (
-        ("kernel_q", "CartPole-v1", 5),
-        ("kernel_q", "CartPole-v1", 5),  # anew
-        ("kernel_q", "Acrobot-v1", 6),
-        ("averaging", "Acrobot-v1", 7),
+    for agent, env, device, figures in (
+        ("kernel_q", "CartPole-v1", "cpu", 5),
+        ("kernel_q", "CartPole-v1", "cpu", 5),  # anew
+        ("kernel_q", "Acrobot-v1", "cpu", 6),
+        ("averaging", "Acrobot-v1", "cpu", 7),
+        ("averaging", "Acrobot-v1", "cuda", 8),
+        ("averaging", "Acrobot-v1", "cuda:1", 9),
+        ("averaging", "Acrobot-v1", "cuda", 9),
     ):
         monkeypatch.setattr(step_time, "measure", measured)
-        assert step_time.main(["--agent", agent, "--envs", env, "--results", str(tmp_path)]) == 0
+        words = ["--agent", agent, "--envs", env, "--device", device, "--results", str(tmp_path)]
+        assert step_time.main(words) == 0
         timings = json.loads(file.read_text())
         assert sum(len(timing["results"]) for timing in timings) == figures
         assert all(timing in timings for timing in (published if isinstance(published, list) else [published]))
@@ -90,6 +96,15 @@ def test_a_file_of_something_else_is_left_alone(
     assert step_time.main([*TINY, "--results", str(tmp_path)]) == 2
     assert "step_time.json holds no timings" in capsys.readouterr().err
     assert (tmp_path / "step_time.json").read_text() == content
+
+
+def test_agents_are_timed_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, ...]] = []
+    monkeypatch.setattr(step_time, "make_model", lambda *about: made.append(about) or FakeModel([0.0], [0.0]))
+    monkeypatch.setattr(step_time, "seconds_per_round", lambda models, *rest, **others: np.ones((1, 2)))
+    (row,) = step_time.measure(step_time.StepTime(envs=("CartPole-v1",), device="cuda")).values()
+    assert made == 2 * [("kernel_ddqn", "CartPole-v1", "cuda"), ("ddqn", "CartPole-v1", "cuda")]
+    assert row["device"] == "cuda"
 
 
 def test_schedules_are_those_of_the_whole_budget() -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from skrl import KERNELS, ResidualHead, SparseKernel, sparse_kernel
-from skrl.cuda_graph import CapturedQuery, capture
+from skrl.cuda_graph import CapturedQuery, capture, errors_for_waiting
 from skrl.kernels import Matern32
+from skrl.search import exact
 from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation
 from skrl.solve import fused
@@ -33,17 +32,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         pytest.skip("Triton is not installed: pip install '.[triton]'")
     monkeypatch.setattr(fused, "AVAILABLE", request.param == "fused")
     return str(request.param)
-
-
-@contextmanager
-def errors_for_waiting() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -80,13 +68,26 @@ def test_every_size_of_the_fused_kernel_equals_float64(path: str, k: int, dim: i
         assert not actual.jittered.any()
 
 
-@pytest.mark.parametrize("k", [1, 5, 64])
+@pytest.mark.parametrize("k", [0, 1, 5, 64])
 def test_factors_solve_and_invert_as_on_the_cpu(k: int) -> None:
     root = torch.randn(20, k, k, dtype=torch.float64)
     root = root @ root.mT + torch.eye(k)
     factor, right = torch.linalg.cholesky_ex(root).L, torch.randn(20, k, 3, dtype=torch.float64)
     assert_near(solve(factor.cuda(), right.cuda()), solve(factor, right), 1e-9)
     assert_near(invert(factor.cuda()), invert(factor), 1e-9)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert_near(solve(factor.cuda().float(), right.cuda().float()), solve(factor, right), 1e-4)
+        assert_near(invert(factor.cuda().float()), invert(factor), 1e-4)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_many_queries_go_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, features = torch.randn(100, 3, dtype=torch.float64), torch.randn(500, 3, dtype=torch.float64)
+    monkeypatch.setattr(exact, "MAX_DEVICE_SCORES", 3500)
+    found = ExactSearch()(queries.cuda(), features.cuda(), 5).indices
+    assert torch.equal(found.cpu(), torch.cdist(queries, features).topk(5, largest=False).indices)
 
 
 @pytest.mark.parametrize("path", ["torch", "fused"], indirect=True)
@@ -167,12 +168,21 @@ def test_captured_module_equals_the_plain_one(path: str, localisation: Localisat
     rewritten(capture(module, torch.randn(32, 4).cuda()), module, rewrite)
 
 
-def test_what_waits_cannot_be_captured() -> None:
+def halfway(queries: Tensor) -> Tensor:
+    """Waits in a capture alone, which nothing sees beforehand."""
+    if torch.cuda.is_current_stream_capturing():
+        torch.cuda.synchronize()
+    return queries
+
+
+@pytest.mark.parametrize("waits", [lambda queries: queries * queries.max().item(), halfway], ids=["always", "halfway"])
+def test_what_waits_cannot_be_captured(waits: Callable[[Tensor], Tensor]) -> None:
     head = ResidualHead(2, 100, 4, k=8).cuda()
+    queries, stream = torch.randn(32, 4).cuda(), torch.cuda.current_stream()
     with pytest.raises(RuntimeError, match="cannot be captured"):
-        capture(lambda queries: head.correction(queries) * queries.max().item(), torch.randn(32, 4).cuda())
+        capture(waits, queries)
+    assert torch.cuda.current_stream() == stream
     assert torch.randn(1000, device="cuda").std() > 0.8
-    queries = torch.randn(32, 4).cuda()
     with torch.no_grad():
         torch.testing.assert_close(capture(head.correction, queries)(queries), head.correction(queries))
 

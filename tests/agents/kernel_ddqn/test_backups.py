@@ -74,14 +74,15 @@ def test_a_bonus_is_felt_many_steps_ahead() -> None:
     model, kernel = _trained(ridge=1e-3, kernel="laplace", lengthscale_factor=0.3)
     supports = kernel.supports
     assert supports is not None
+    local = supports.next_local
     reached = supports.next_observations[:, -1]
     last = reached == reached[supports.discounts > 0].max()
-    changed = supports._replace(next_variance=torch.zeros_like(supports.next_variance) + last)
+    changed = supports._replace(next_local=local._replace(variance=torch.zeros_like(local.variance) + last))
     kernel.head.amplitude.fill_(1.0)
     nothing, values = torch.zeros_like(supports.rewards), {}
     for model.q_net.bonus in (0.0, 5.0):
         for _ in range(10):
-            kernel._look_ahead(changed, nothing, torch.zeros_like(changed.next_variance))
+            kernel._look_ahead(changed, nothing, torch.zeros_like(changed.next_local.variance))
         values[model.q_net.bonus] = kernel.head.optimistic_targets.clone()
     first = supports.observations[:, -1] == supports.observations[:, -1].min()
     gain = (values[5.0] - values[0.0]).flatten()[supports.filled & first]
@@ -116,11 +117,15 @@ def test_a_network_can_look_ahead_too(settings: dict[str, str]) -> None:
     supports, head = kernel.supports, model.q_net.head
     assert supports is not None
     next_prior = kernel._prior_means(supports.next_observations).mT
-    reached = (kernel.next_optimistic + model.q_net.bonus * head.amplitude * supports.next_variance.sqrt()).amax(0)
+    reached = (kernel.next_optimistic + model.q_net.bonus * head.amplitude * supports.next_local.variance.sqrt()).amax(
+        0
+    )
     for _ in range(300):
         before = reached
         kernel._look_ahead(supports, kernel._present_values(supports), next_prior)
-        reached = (kernel.next_optimistic + model.q_net.bonus * head.amplitude * supports.next_variance.sqrt()).amax(0)
+        reached = (
+            kernel.next_optimistic + model.q_net.bonus * head.amplitude * supports.next_local.variance.sqrt()
+        ).amax(0)
     torch.testing.assert_close(reached, before, rtol=1e-3, atol=1e-3)
     kernel._look_ahead(supports, kernel._present_values(supports), next_prior)
     optimistic = head.optimistic_targets.flatten()

@@ -94,7 +94,9 @@ def test_acting_alone_still_sweeps_and_localises_nothing_else(features: str) -> 
     supports = kernel.supports
     assert supports is not None
     fresh = model.q_net.head.correction(model.q_net.feature_map(supports.next_observations))
-    kept = bounded_correction(supports.indices, supports.weights, model.q_net.head.memory.targets.squeeze(-1))
+    kept = bounded_correction(
+        supports.next_local.indices, supports.next_local.weights, model.q_net.head.memory.targets.squeeze(-1)
+    )
     assert kept.abs().max() > 0
     assert torch.allclose(kept[:, supports.filled], fresh.mT[:, supports.filled], atol=1e-5)
     # Nor does it hold room for it: a buffer of a million slots and 18 actions would take gigabytes.
