@@ -1,8 +1,8 @@
 """Fused local systems on an accelerator: one Triton program measures, fills, factors and solves one query's system.
 
-Nothing between the features of the neighbours and the weights leaves the multiprocessor, and no library is called, so that a
-CUDA graph may capture it. Every lane holds one column of a matrix: sums over rows stay within a lane, sums over columns
-would cost five exchanges between lanes per row.
+Nothing between the features of the neighbours and the weights leaves the multiprocessor, and no library is called, so
+that a CUDA graph may capture it. Every lane holds one column of a matrix: sums over rows stay within a lane, sums over
+columns would cost five exchanges between lanes per row.
 """
 
 from __future__ import annotations
