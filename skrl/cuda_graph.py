@@ -93,23 +93,23 @@ def capture(query: Callable[..., Answer], *examples: Tensor) -> CapturedQuery[An
     around = torch.cuda.current_stream(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(around)
-    try:
-        with torch.no_grad(), torch.cuda.device(device):
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
-                    query(*inputs)
-                # A capture that fails half-way leaves much behind; most of those that would are told apart here.
-                with errors_for_waiting():
-                    query(*inputs)
+    with torch.no_grad(), torch.cuda.device(device):
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                query(*inputs)
+        try:
+            # A capture that fails half-way leaves much behind; most of those that would are told apart here.
+            with torch.cuda.stream(stream), errors_for_waiting():
+                query(*inputs)
             around.wait_stream(stream)
             with torch.cuda.graph(graph, stream=stream):
                 answer = query(*inputs)
-    except RuntimeError as error:
-        _leave_capture(around)
-        raise RuntimeError(
-            "the query cannot be captured: something in it waits for the device, a search outside PyTorch or a "
-            "setting that is tuned at every call, say; give lengthscale and ridge, or call it without a graph"
-        ) from error
+        except RuntimeError as error:
+            _leave_capture(around)
+            raise RuntimeError(
+                "the query cannot be captured: something in it waits for the device, a search outside PyTorch or a "
+                "setting that is tuned at every call, say; give lengthscale and ridge, or call it without a graph"
+            ) from error
     return CapturedQuery(query, inputs, graph, answer)
 
 
