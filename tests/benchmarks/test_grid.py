@@ -256,6 +256,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "long",
         "long_lunar",
         "kernel_ppo",
+        "kernel_qrdqn",
         "continuous_lunar",
         "ablations",
     ],
