@@ -257,6 +257,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "long_lunar",
         "kernel_ppo",
         "kernel_qrdqn",
+        "deep_sea",
         "continuous_lunar",
         "ablations",
     ],
