@@ -258,6 +258,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "kernel_ppo",
         "kernel_qrdqn",
         "deep_sea",
+        "dqk_lunar",
         "continuous_lunar",
         "ablations",
     ],
