@@ -274,7 +274,7 @@ def local_systems(
     pairs = k * (dim if dim <= DIFFERENCES_DIM else 1)
     rows = MAX_GATHERED // max(1, k * max(pairs, width, dim))
     for chunk in _chunks(found, max(1, rows)):
-        scaled, reach = _differentiable_queries(chunk.queries, support, lengthscale)
+        scaled, reach = _differentiable_queries(chunk, support, lengthscale)
         nearest = measured(scaled, points, chunk.indices, chunk.present & reach)
         neighbors, radius = within_radius(nearest, k, localisation)
         yield neighbors.indices, factorise(neighbors, points, kernel, 1.0, ridge, radius)
@@ -299,14 +299,13 @@ def differentiable_points(
     return support.scaled(torch.where(support.kept.unsqueeze(-1), features, support.centre), lengthscale)
 
 
-def _differentiable_queries(queries: Tensor, support: Support, lengthscale: Tensor | float) -> tuple[Tensor, Tensor]:
+def _differentiable_queries(found: Found, support: Support, lengthscale: Tensor | float) -> tuple[Tensor, Tensor]:
     """Queries in units of the lengthscale, and which are within reach of the supports, [B, 1].
 
     The others, finite or not, must not meet the gradient either; they stand aside, and are to have no neighbours.
     """
-    with torch.no_grad():
-        reach = within_reach(support.scaled(queries, lengthscale)).unsqueeze(-1)
-    return support.scaled(torch.where(reach, queries, support.centre), lengthscale), reach
+    reach = within_reach(found.scaled).unsqueeze(-1)
+    return support.scaled(torch.where(reach, found.queries, support.centre), lengthscale), reach
 
 
 def _read(
@@ -341,7 +340,7 @@ def _read_differentiably(
     localisation: Localisation,
 ) -> tuple[Tensor, Tensor]:
     points = differentiable_points(features, support, lengthscale)
-    scaled, reach = _differentiable_queries(found.queries, support, lengthscale)
+    scaled, reach = _differentiable_queries(found, support, lengthscale)
     residuals, present = residuals.to(scaled.dtype), found.present & reach
     return differentiable_means(scaled, points, residuals, ridge, found.indices, present, kernel, k, localisation)
 
