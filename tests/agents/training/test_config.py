@@ -13,6 +13,7 @@ import yaml
 from gymnasium import spaces
 
 from agents.common.schema import ConfigError, UnknownSettingError, coerce_mapping, construct, leaf_types, to_plain
+from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.training.budget import check_budget
 from agents.training.command_line import flat_flags, nest_flags, split_flags
 from agents.training.config import (
@@ -345,3 +346,8 @@ def test_every_setting_survives_a_command_line(agent: str) -> None:
 def test_what_no_command_line_can_give_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"env_kwargs\.odd is .*, which no command line can give"):
         flat_flags(RunConfig, {"env_kwargs": {"odd": value}})
+
+
+@pytest.mark.parametrize("agent", ["kernel_ddqn", "kernel_q", "kernel_qrdqn"])
+def test_the_kernel_of_the_command_line_is_that_of_the_class(agent: str) -> None:
+    assert from_words("--agent", agent).kernel == KernelConfig.read(None, AGENTS[agent].algorithm.kernel_defaults)
