@@ -108,21 +108,6 @@ class ReplayView:
             return rows
         return rows * buffer.n_envs + rng.integers(buffer.n_envs, size=count)
 
-    def episodes(self, slots: Slots) -> npt.NDArray[np.int64]:
-        """Numbers that tell the episodes of stored transitions apart, [m].
-
-        An episode that goes on is one of its own in every environment; those of a row's oldest slots may lack their
-        beginning.
-        """
-        buffer = self.buffer
-        age = np.arange(buffer.size())
-        rows = (age + buffer.pos) % buffer.buffer_size if buffer.full else age
-        ended = buffer.dones[rows] > 0
-        numbers = np.empty(ended.shape, dtype=np.int64)
-        numbers[rows] = np.cumsum(ended, axis=0) - ended
-        row, env = np.divmod(slots, buffer.n_envs)
-        return np.asarray(numbers[row, env] * buffer.n_envs + env)
-
     def stored_actions(self, slots: Slots) -> npt.NDArray[np.int64]:
         """Discrete actions as the buffer holds them, [m]."""
         row, env = np.divmod(slots, self.buffer.n_envs)

@@ -234,9 +234,8 @@ def _renew(kernel: ReplayKernel) -> None:
             cast(torch.nn.Linear, network.layers[-1]).bias.add_(shift)
         kernel.rebase()
     # What all residuals had in common is gone, and there may be no other choice of supports to wait for.
-    assert kernel.supports is not None
-    kernel.ridge.judge(kernel.supports.episodes)
-    if kernel.ridge.multiple != float(kernel.head.ridge_scale):
+    kernel.ridge.judge()
+    if kernel.ridge.scale != float(kernel.head.ridge_scale):
         kernel.rebuild()
 
 

@@ -11,15 +11,12 @@ from typing_extensions import Self
 
 from agents.common.regression_config import RegressionConfig
 from agents.common.retired import upgraded
-from agents.common.schema import ConfigError, Count, NonNegativeReal, Positive, PositiveFraction
+from agents.common.schema import ConfigError, Count, NonNegativeReal, PositiveFraction
 
 WITHOUT_MEANING = {
-    ("averaging", "the averaging head solves nothing"): ("ridge", "ridge_rule", "localisation", "lengthscale_rule"),
+    ("averaging", "the averaging head solves nothing"): ("ridge", "localisation", "lengthscale_rule"),
     ("network_free", "the network-free head has no network beside it"): ("applies_to", "features"),
     ("network_free", "the network-free head has nothing but its own values to begin with"): ("backup",),
-    ("network_free", "the network-free head is drawn to the mean of its neighbours, whatever the ridge"): (
-        "ridge_rule",
-    ),
 }
 """What a head lacks, and the settings that it therefore cannot honour."""
 
@@ -32,23 +29,13 @@ class KernelConfig(RegressionConfig):
         ConfigError: a value has the wrong type or is out of range.
     """
 
-    k: Count = 32
-    """Nearest support points that answer a query."""
-
-    ridge: Positive = 0.1
-    """Tikhonov term on the diagonal of the local Gram matrix (a normalised kernel has ones there), or the least one."""
-
-    ridge_rule: Literal["episodes", "fixed"] = "episodes"
-    """`episodes`: 1, 3, 10 or 30 times that, whichever let other episodes predict best at the last rebuild, of numbered
-    states 100 times as well; `fixed`: that."""
-
     head: Literal["residual", "averaging", "network_free"] = "residual"
     """Weights of the neighbours: `residual` (ridge solve), `averaging` (no solve), `network_free` (no network)."""
 
     applies_to: Literal["both", "targets", "acting"] = "both"
     """Where the correction is added: `targets` of minibatches, `acting` and evaluation, or `both`."""
 
-    sweeps: Count = 20
+    sweeps: Count = 5
     """Bellman backups through the cached neighbours at every refresh."""
 
     backup: Literal["restart", "continue"] = "restart"

@@ -11,8 +11,8 @@ from agents.kernel_ddqn.policies import KernelDQNPolicy
 
 GRADIENT_SETTINGS = ("learning_rate", "batch_size", "gradient_steps", "tau", "max_grad_norm", "huber_threshold")
 
-KERNEL: dict[str, Any] = {"head": "network_free", "exploration": "lookahead"}
-"""Settings in place of those of KernelConfig."""
+KERNEL: dict[str, Any] = {"head": "network_free", "k": 32, "ridge": 0.1, "sweeps": 20, "exploration": "lookahead"}
+"""Settings in place of those of KernelConfig: no network carries values on, so the memory has to fit them itself."""
 
 
 class KernelQ(KernelDDQN):

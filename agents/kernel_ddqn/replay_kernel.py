@@ -15,7 +15,7 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts
 from agents.common.replay_view import NStep, ReplayView, Slots
-from agents.common.ridge import RidgeRule
+from agents.common.replicates import ReplicateRule
 from agents.kernel_ddqn.correction_table import CorrectionTable, Localised
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from agents.kernel_ddqn.past_network import PastNetwork
@@ -42,7 +42,6 @@ class Supports(NamedTuple):
         discounts: γʰ or zero, [m].
         next_observations: where they lead, [m, ...].
         next_local: how the kernel reads the next observations.
-        episodes: numbers that tell apart the episodes that they are of, [A, C].
     """
 
     filled: Tensor
@@ -52,7 +51,6 @@ class Supports(NamedTuple):
     discounts: Tensor
     next_observations: PyTorchObs
     next_local: Localised
-    episodes: Tensor
 
 
 @dataclass
@@ -93,7 +91,7 @@ class ReplayKernel:
         self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
-        self.ridge = RidgeRule(self.lengthscale, fixed=self.config.ridge_rule == "fixed")
+        self.ridge = ReplicateRule(self.lengthscale)
         self.corrects_targets = self.config.applies_to != "acting"
         self.looks_ahead = self.config.exploration == "lookahead"
         self.continues = self.config.backup == "continue" or isinstance(self.head, NetworkFreeHead)
@@ -182,7 +180,7 @@ class ReplayKernel:
         self.rebase()
         if isinstance(self.head, ResidualHead):
             self.diagnostics.leave_one_out_error = self.lengthscale.judge()
-            self.ridge.judge(self.supports.episodes)
+            self.ridge.judge()
 
     @torch.no_grad()
     def rebase(self) -> None:
@@ -316,7 +314,6 @@ class ReplayKernel:
             discounts=torch.from_numpy(steps.discounts).to(device),
             next_observations=self.view.next_observations(steps.last_slots),
             next_local=local,
-            episodes=torch.from_numpy(self.view.episodes(chosen)).to(device).view(self.head.memory.mask.shape),
         )
 
     def _prior_means(self, observations: PyTorchObs) -> Float[Tensor, "batch actions"]:

@@ -24,10 +24,6 @@ from agents.kernel_qrdqn.policies import KernelQRDQNCnnPolicy, KernelQRDQNMultiI
 DEFAULTS: dict[str, Any] = {name: value for name, value in KERNEL_DDQN.items() if name != "huber_threshold"}
 """Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; those of KernelDDQN."""
 
-KERNEL: dict[str, Any] = {"k": 16, "ridge": 1.0, "ridge_rule": "fixed", "sweeps": 5}
-"""Settings in place of those of KernelConfig: every minibatch solves for its corrections anew, so that more neighbours
-would cost more than elsewhere."""
-
 
 class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, NamedRuns, QRDQN):
     """Quantile regression DQN with a residual head on the mean of its quantiles.
@@ -48,7 +44,6 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, 
         "MultiInputPolicy": KernelQRDQNMultiInputPolicy,
     }
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
-    kernel_defaults: ClassVar[dict[str, Any]] = KERNEL
     needed_policy: ClassVar[type[BasePolicy]] = KernelQRDQNPolicy
 
     policy: KernelQRDQNPolicy

@@ -65,20 +65,6 @@ def test_slots_run_from_oldest_to_newest_in_every_environment(rows) -> None:
     assert view.observations(view.newest(2)).ravel().tolist() == expected[-4:].tolist()
 
 
-@pytest.mark.parametrize("rows", [8, 10, 17])
-def test_episodes_are_told_apart_in_every_environment(rows) -> None:
-    buffer = ReplayBuffer(20, OBSERVATION, ACTION, device="cpu", n_envs=2)
-    _fill(buffer, rows, {2: "terminal", 5: "timeout", 6: "terminal", 12: "terminal"})
-    view = ReplayView(buffer, 3, 0.9)
-    slots = view.slots()
-    first = np.arange(max(0, rows - 10), rows)
-    # What ends with a row belongs to what comes before the next one.
-    true = (np.searchsorted([2, 5, 6, 12], first)[:, None] * 2 + np.arange(2)).ravel()
-    found = view.episodes(slots)
-    assert np.array_equal(found[:, None] == found, true[:, None] == true)
-    assert np.array_equal(view.episodes(slots[::-1]), found[::-1])
-
-
 def test_returns_stay_within_their_environment() -> None:
     buffer = ReplayBuffer(20, OBSERVATION, ACTION, device="cpu", n_envs=2)
     _fill(buffer, 6)

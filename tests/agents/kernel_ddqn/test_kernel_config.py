@@ -22,8 +22,6 @@ from skrl.search.neighbors import LOCALISATIONS
         ({"head": "network_free", "features": "penultimate"}, "kernel.features is penultimate, but the network-free"),
         ({"head": "network_free", "features": "both"}, "has no network beside it; leave features out"),
         ({"head": "network_free", "backup": "continue"}, "nothing but its own values to begin with; leave backup out"),
-        ({"head": "network_free", "ridge_rule": "fixed"}, "kernel.ridge_rule is fixed, but the network-free head is"),
-        ({"head": "averaging", "ridge_rule": "fixed"}, "kernel.ridge_rule is fixed, but the averaging head solves"),
         ({"features": "penultimat"}, "did you mean 'penultimate'"),
         ({"applies_to": "target"}, "did you mean 'targets'"),
     ],
@@ -36,8 +34,8 @@ def test_what_cannot_be_honoured_is_refused(settings: dict[str, Any], message: s
 
 def test_every_localisation_can_be_chosen() -> None:
     assert get_args(get_type_hints(KernelConfig)["localisation"]) == LOCALISATIONS
-    assert KernelConfig(head="network_free", localisation="continuous", lengthscale_rule="leave_one_out").k == 32
-    assert KernelConfig(head="averaging", applies_to="acting", features="both").k == 32
+    assert KernelConfig(head="network_free", localisation="continuous", lengthscale_rule="leave_one_out").k == 16
+    assert KernelConfig(head="averaging", applies_to="acting", features="both").k == 16
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), str(10**400), "1e400"], ids=["large", "small", "text", "real"])

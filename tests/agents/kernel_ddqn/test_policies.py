@@ -217,7 +217,7 @@ def test_defaults_follow_the_kind_of_observation() -> None:
 
 @pytest.mark.parametrize("cls", [KernelDDQN, KernelQ])
 def test_numbered_states_are_known_by_their_own_visits_alone(cls: Any) -> None:
-    kernel = {**KERNEL, "capacity": 800, "refresh_interval": 60, "ridge": 0.5}
+    kernel = {**KERNEL, "refresh_interval": 60, "ridge": 0.5}
     settings = {"learning_starts": 50, "target_update_interval": 20, "seed": 0, "device": "cpu"}
     model = cls("MlpPolicy", "FrozenLake-v1", kernel=kernel, **settings).learn(200)
     network = model.policy.online

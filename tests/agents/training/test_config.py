@@ -235,7 +235,7 @@ def test_command_line_goes_over_the_file_and_the_file_over_the_agent(tmp_path: P
     file.write_text("agent: kernel_ddqn\nenv: Acrobot-v1\ngamma: 0.5\nkernel: {k: 8, ridge: 2e-1}\n")
     config = from_words("--config", str(file), "--kernel.k", "4", "--no-progress-bar", "--net-arch", "32", "32")
     assert (config.env, config.total_timesteps, config.gamma) == ("Acrobot-v1", 10_000, 0.5)
-    assert (config.kernel.k, config.kernel.ridge, config.kernel.sweeps) == (4, 0.2, 20)
+    assert (config.kernel.k, config.kernel.ridge, config.kernel.sweeps) == (4, 0.2, 5)
     assert config.progress_bar is False
     assert config.net_arch == (32, 32)
 
