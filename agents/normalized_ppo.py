@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -19,6 +20,7 @@ from typing_extensions import Self
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.named_runs import NamedRuns
+from agents.common.nonfinite import NonFiniteError, env_name, nonfinite_rows
 from agents.common.observations import is_reset_answer
 from agents.common.schema import ConfigError
 
@@ -134,6 +136,29 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
             self.policy.is_vectorized_observation(observation)
             observation = self.policy_observation(observation)
         return super().predict(observation, state, episode_start, deterministic)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Collect as PPO does.
+
+        Returns:
+            False where a callback stopped it.
+
+        Raises:
+            NonFiniteError: an observation is not finite, of which torch's distributions would say what the policy made.
+        """
+        try:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except (ValueError, RuntimeError) as error:
+            seen = env.get_original_obs() if isinstance(env, VecNormalize) else self._last_obs
+            if seen is None or not (bad := nonfinite_rows(seen, env.num_envs)).any():
+                raise
+            raise NonFiniteError(
+                f"stopped at step {self.num_timesteps}: environment {int(bad.argmax())} of {env_name(env)} sent an "
+                "observation that is not finite. The parameters are as they were before it"
+                + (", the statistics of observations are not: mend it and begin anew." if self.normalize else ".")
+            ) from error
 
     def policy_observation(
         self, observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]

@@ -58,7 +58,7 @@ class NonFiniteGuard:
             observation: in which it ended, one per environment, [n_envs, ...], or a dict of such arrays.
         """
         bad_reward = ~np.isfinite(reward)
-        bad_observation = _nonfinite_rows(observation, len(reward))
+        bad_observation = nonfinite_rows(observation, len(reward))
         bad = bad_reward | bad_observation
         if not bad.any():
             return
@@ -115,8 +115,13 @@ def reached(
     return ended if isinstance(observation, dict) else ended[""]
 
 
-def _nonfinite_rows(observation: Observation, rows: int) -> npt.NDArray[np.bool_]:
-    """Which environments sent an observation with NaN or infinite entries, [n_envs]."""
+def nonfinite_rows(observation: Observation, rows: int) -> npt.NDArray[np.bool_]:
+    """Which environments sent an observation with NaN or infinite entries, [n_envs].
+
+    Args:
+        observation: one per environment, [n_envs, ...], or a dict of such arrays.
+        rows: n_envs.
+    """
     bad = np.zeros(rows, dtype=bool)
     for array in observation.values() if isinstance(observation, dict) else (observation,):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():

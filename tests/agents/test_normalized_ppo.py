@@ -16,6 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import KernelPPO
+from agents.common.nonfinite import NonFiniteError
 from agents.common.schema import ConfigError
 from agents.normalized_ppo import NormalizedPPO, ObservationStatistics, can_normalize
 
@@ -158,6 +159,40 @@ def test_observations_may_be_lists_and_tuples_as_in_sb3(normalize: bool) -> None
         expected, _ = model.predict(observation, deterministic=True)
         for same in (observation.tolist(), tuple(observation)):
             assert model.predict(same, deterministic=True)[0] == expected
+
+
+class _Breaks(gym.Wrapper):
+    """CartPole whose eighth observation is not a number."""
+
+    steps = 0
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        self.steps += 1
+        return (observation * np.float32(np.nan) if self.steps == 8 else observation), *rest
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_observation_that_is_not_finite_is_named(normalize: bool) -> None:
+    broken = iter([False, True])
+    env = make_vec_env(lambda: (_Breaks if next(broken) else gym.Wrapper)(gym.make("CartPole-v1")), 2)
+    model = NormalizedPPO("MlpPolicy", env, normalize=normalize, n_steps=32, batch_size=32, seed=0, device="cpu")
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    message = "stopped at step 16: environment 1 of CartPole-v1 sent an observation that is not finite"
+    with pytest.raises(NonFiniteError, match=message):
+        model.learn(64)
+    assert all(torch.equal(*pair) for pair in zip(before, model.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_other_errors_of_a_rollout_stay_what_they_are(normalize: bool) -> None:
+    class Refuses(gym.Wrapper):
+        def step(self, action):
+            raise ValueError("no such move")
+
+    env = make_vec_env(lambda: Refuses(gym.make("CartPole-v1")), 1)
+    with pytest.raises(ValueError, match="no such move"):
+        NormalizedPPO("MlpPolicy", env, normalize=normalize, n_steps=32, batch_size=32, device="cpu").learn(64)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1,), (2, 1), ()])

@@ -373,7 +373,7 @@ class _Spoils(gym.Wrapper):
             4,
             "stopped at step 60: the rollout holds a reward that is not finite, inf at step 12 from environment 1",
         ),
-        ("observation", 20, "a return that is not finite, nan at step 60 from environment 1 of CartPole-v1"),
+        ("observation", 20, "step 60: environment 1 of CartPole-v1 sent an observation that is not finite"),
     ],
 )
 def test_a_rollout_that_is_not_finite_is_refused_before_it_is_learned_from(spoilt, at, message) -> None:
