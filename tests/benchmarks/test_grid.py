@@ -260,6 +260,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "deep_sea",
         "dqk_lunar",
         "continuous_lunar",
+        "td3_lunar",
         "ablations",
     ],
 )
