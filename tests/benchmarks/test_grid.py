@@ -261,6 +261,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "dqk_lunar",
         "continuous_lunar",
         "td3_lunar",
+        "frozen_lake",
         "ablations",
     ],
 )
