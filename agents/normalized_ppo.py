@@ -151,13 +151,14 @@ class NormalizedPPO(AtomicSave, NamedRuns, PPO):
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except (ValueError, RuntimeError) as error:
-            seen = env.get_original_obs() if isinstance(env, VecNormalize) else self._last_obs
+            normalized = unwrap_vec_normalize(env)
+            seen = self._last_obs if normalized is None else normalized.get_original_obs()
             if seen is None or not (bad := nonfinite_rows(seen, env.num_envs)).any():
                 raise
             raise NonFiniteError(
                 f"stopped at step {self.num_timesteps}: environment {int(bad.argmax())} of {env_name(env)} sent an "
                 "observation that is not finite. The parameters are as they were before it"
-                + (", the statistics of observations are not: mend it and begin anew." if self.normalize else ".")
+                + ("." if normalized is None else ", the statistics of observations are not: mend it and begin anew.")
             ) from error
 
     def policy_observation(

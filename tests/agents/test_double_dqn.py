@@ -26,30 +26,10 @@ SETTINGS = {
 }
 
 
-class Poisoned(gym.Wrapper):
-    """CartPole that sends a value which is not finite at given steps, or where an episode ends."""
-
-    def __init__(self, bad_steps: range, what: str, max_episode_steps: int | None = None) -> None:
-        super().__init__(gym.make("CartPole-v1", max_episode_steps=max_episode_steps))
-        self.bad_steps, self.what, self.count = bad_steps, what, 0
-
-    def step(self, action):
-        observation, reward, terminated, truncated, info = super().step(action)
-        self.count += 1
-        if self.count in self.bad_steps:
-            if self.what == "observation":
-                observation = np.full_like(observation, np.nan)
-            else:
-                reward = float(self.what)
-        if self.what == "last observation" and (terminated or truncated):
-            observation = np.full_like(observation, np.nan)
-        return observation, reward, terminated, truncated, info
-
-
 @pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
 @pytest.mark.parametrize("what", ["nan", "inf", "observation"])
-def test_a_single_bad_transition_is_survived(cls, what) -> None:
-    model = cls("MlpPolicy", Poisoned(range(50, 51), what), **SETTINGS).learn(400)
+def test_a_single_bad_transition_is_survived(cls, what, poisoned) -> None:
+    model = cls("MlpPolicy", poisoned(range(50, 51), what), **SETTINGS).learn(400)
     assert model.nonfinite_guard.transitions == 1
     assert model.nonfinite_guard.skipped > 0
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
@@ -59,23 +39,23 @@ def test_a_single_bad_transition_is_survived(cls, what) -> None:
 
 
 @pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN, KernelQ])
-def test_a_hopeless_run_stops_and_names_step_and_environment(cls) -> None:
+def test_a_hopeless_run_stops_and_names_step_and_environment(cls, poisoned) -> None:
     settings = {name: value for name, value in SETTINGS.items() if cls is not KernelQ or name not in GRADIENT_SETTINGS}
-    model = cls("MlpPolicy", Poisoned(range(1, 10_000), "nan"), **settings)
+    model = cls("MlpPolicy", poisoned(range(1, 10_000), "nan"), **settings)
     with pytest.raises(NonFiniteError, match=r"at step \d+.*first seen at step 1: reward nan.*CartPole-v1"):
         model.learn(2000)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
 @pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
-def test_a_last_observation_counts_where_targets_read_it(cls) -> None:
+def test_a_last_observation_counts_where_targets_read_it(cls, poisoned) -> None:
     """Where the episode was cut off; where it terminated nothing is read."""
     settings = {**SETTINGS, "seed": 1}
-    model = cls("MlpPolicy", Poisoned(range(0), "last observation"), **settings).learn(200)
+    model = cls("MlpPolicy", poisoned(range(0), "last observation"), **settings).learn(200)
     assert model.nonfinite_guard.transitions > 3
     assert model.nonfinite_guard.skipped == 0
     with pytest.raises(NonFiniteError, match=r"first seen at step 3: an observation that is not finite .*CartPole-v1"):
-        cls("MlpPolicy", Poisoned(range(0), "last observation", max_episode_steps=3), **settings).learn(2000)
+        cls("MlpPolicy", poisoned(range(0), "last observation", max_episode_steps=3), **settings).learn(2000)
 
 
 def test_the_guard_counts_only_consecutive_failures() -> None:

@@ -348,40 +348,22 @@ def test_a_callback_still_stops_a_rollout() -> None:
     assert model.num_timesteps == 70
 
 
-class _Spoils(gym.Wrapper):
-    """A reward, or the observation, of one step is not a number."""
-
-    def __init__(self, env: gym.Env, spoilt: str, at: int) -> None:
-        super().__init__(env)
-        self.spoilt, self.at, self.steps = spoilt, at, 0
-
-    def step(self, action):
-        observation, reward, *rest = self.env.step(action)
-        self.steps += 1
-        if self.steps == self.at and self.spoilt == "reward":
-            reward = float("inf")
-        if self.steps == self.at and self.spoilt == "observation":
-            observation = np.full_like(observation, np.nan)
-        return observation, reward, *rest
-
-
 @pytest.mark.parametrize(
-    ("spoilt", "at", "message"),
+    ("what", "at", "message"),
     [
         (
-            "reward",
+            "inf",
             4,
             "stopped at step 60: the rollout holds a reward that is not finite, inf at step 12 from environment 1",
         ),
         ("observation", 20, "step 60: environment 1 of CartPole-v1 sent an observation that is not finite"),
     ],
 )
-def test_a_rollout_that_is_not_finite_is_refused_before_it_is_learned_from(spoilt, at, message) -> None:
+def test_a_rollout_that_is_not_finite_is_refused_before_it_is_learned_from(what, at, message, poisoned) -> None:
     copies = iter(range(3))
 
     def make() -> gym.Env:
-        env = gym.make("CartPole-v1")
-        return _Spoils(env, spoilt, at) if next(copies) == 1 else env
+        return poisoned(range(at, at + 1), what) if next(copies) == 1 else gym.make("CartPole-v1")
 
     model = KernelPPO("MlpPolicy", make_vec_env(make, 3), n_steps=20, batch_size=30, seed=0, device="cpu")
     before = [parameter.clone() for parameter in model.policy.parameters()]
