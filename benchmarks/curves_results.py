@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import yaml
+from grid_cells import WITHOUT_EFFECT
 from statistics_of_curves import Scores, area_under_curve, first_reaching
 from tasks import Task
 
 from agents.common.schema import ConfigError, to_plain
 from agents.training.settings import load_config
 
-OF_ONE_RUN = ("seed", "run_dir")
+OF_ONE_RUN = ("seed", *WITHOUT_EFFECT)
 EPISODES = ("n_eval_episodes", "n_final_eval_episodes")
 OF_THE_TASK: Mapping[str, Any] = {"env_kwargs": {}, "max_episode_steps": None, **dict.fromkeys(EPISODES)}
 """Settings in which variants must agree to be compared, with what older runs have that do not name them."""

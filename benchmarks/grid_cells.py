@@ -21,6 +21,8 @@ from agents.training.settings import load_config, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_EFFECT = ("run_dir", "progress_bar", "verbose")
+"""Settings that no figure of a run depends on."""
+
 State = Literal["missing", "finished", "stale"]
 
 
@@ -66,7 +68,7 @@ class Cell:
             raise ConfigError(f"{self.variant.label}: {error}") from error
 
     def check(self) -> None:
-        """Refuse what `train.py` would refuse before it begins.
+        """Refuse what `train.py` would refuse before it makes the environment.
 
         Raises:
             ConfigError: the agent does not take a setting, or its budget is too small for it to learn anything.

@@ -409,6 +409,12 @@ def test_tasks_of_the_command_line(finished: Path, capsys: pytest.CaptureFixture
     assert cells(text, "ALE/Pong-v5", "fast")[1][:3] == ["-20", "2 of 2", "200"]
 
 
+def test_what_no_figure_depends_on_may_differ(write_run: WriteRun, grid: Path) -> None:
+    for seed, settings in enumerate(["progress_bar: false\n", "progress_bar: true\nverbose: 1\n"]):
+        write_run("kernel", "CartPole-v1", seed, [1.0, 2.0, 3.0], 3.0, settings=settings)
+    assert run(grid, "--baseline", "kernel") == 0
+
+
 def test_runs_of_different_age_compare(write_run: WriteRun, grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A setting that an older run does not name has the value that it had then; one that differs is still refused."""
     older = "agent: kernel_ddqn\nenv: CartPole-v1\nkernel: {k: 16, backup: n_step, trace_decay: 0.9}\n"
