@@ -163,6 +163,21 @@ def check_lengthscale(lengthscale: Tensor | float, dim: int | None, dtype: torch
         )
 
 
+def check_one_lengthscale(lengthscale: Tensor | float, dtype: torch.dtype) -> None:
+    """A lengthscale that is one number, positive and finite in the precision of the distances.
+
+    Raises:
+        TypeError: it is neither a number nor a tensor.
+        ValueError: it is not.
+    """
+    if isinstance(lengthscale, Tensor) and lengthscale.dim() > 0:
+        raise ValueError(
+            f"lengthscale has shape {tuple(lengthscale.shape)}, but must be one number here; divide the features by it "
+            "and give 1.0"
+        )
+    check_lengthscale(lengthscale, None, dtype)
+
+
 def check_ridge(ridge: Tensor | float) -> None:
     """A ridge is one number, finite and not negative.
 

@@ -23,7 +23,8 @@ from skrl.modes import forwards, traced
 try:
     import numba
 
-    AVAILABLE = True
+    # Switched off, numba returns Python as it is, which is slower than PyTorch.
+    AVAILABLE = not numba.config.DISABLE_JIT
 except ImportError:
     AVAILABLE = False
 

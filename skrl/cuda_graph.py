@@ -58,9 +58,11 @@ class CapturedQuery(Generic[Answer]):
                 "a parameter or buffer was replaced since the capture, and the graph still reads the old one; write in "
                 "place, or capture again"
             )
-        for buffer, values in zip(self.inputs, queries, strict=True):
-            buffer.copy_(values)
-        self.graph.replay()
+        # A copy that is recorded would keep the graph of every earlier call alive.
+        with torch.no_grad():
+            for buffer, values in zip(self.inputs, queries, strict=True):
+                buffer.copy_(values)
+            self.graph.replay()
         return self.answer
 
 
@@ -88,12 +90,13 @@ def capture(query: Callable[..., Answer], *examples: Tensor) -> CapturedQuery[An
         RuntimeError: the query waits for the device, and cannot be captured.
     """
     device = _device_of(examples)
-    inputs = tuple(example.detach().clone() for example in examples)
+    inputs = _copies(examples)
     graph = torch.cuda.CUDAGraph()
     around = torch.cuda.current_stream(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(around)
-    with torch.no_grad(), torch.cuda.device(device):
+    # An answer that was made in inference mode could not be used in training.
+    with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device):
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 query(*inputs)
@@ -137,6 +140,12 @@ def _leave_capture(around: torch.cuda.Stream) -> None:
     except RuntimeError:
         generator = torch.cuda.default_generators[around.device.index]
         generator.graphsafe_set_state(generator.clone_state())
+
+
+def _copies(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors of their own, which may be written to in any mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return tuple(example.clone() for example in examples)
 
 
 def _device_of(examples: tuple[Tensor, ...]) -> torch.device:

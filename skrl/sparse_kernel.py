@@ -262,6 +262,11 @@ class SparseKernel(KeepsFloat32):
         elif value is None:
             self.register_buffer(name, None)
         else:
+            if wants_gradient(value):
+                raise ValueError(
+                    f"{name} want a gradient, but a module keeps what it is given fixed; learn them as nn.Parameter, "
+                    f"give {name}.detach(), or give them at every call"
+                )
             self.register_buffer(name, floating(value).detach().clone(memory_format=torch.contiguous_format))
 
     def _fix_or_learn_kernel(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from skrl.checks import check_lengthscale, check_neighbors, check_ridge
+from skrl.checks import check_neighbors, check_one_lengthscale, check_ridge
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
@@ -155,6 +155,6 @@ def _check_novelty(kernel: Kernel, threshold: float, lengthscale: float, ridge: 
             f"threshold is {threshold}, but must lie in [0, {kernel.prior_variance}): the variance is "
             f"{kernel.prior_variance} where nothing is known, so nothing would ever enter"
         )
-    check_lengthscale(lengthscale, None, torch.float32)
+    check_one_lengthscale(lengthscale, torch.float32)
     check_ridge(ridge)
     check_neighbors(k, capacity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from skrl.checks import check_lengthscale, check_ridge, floating
+from skrl.checks import check_one_lengthscale, check_ridge, floating
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import cross_distances
 from skrl.kernels.formulas import make_kernel
@@ -129,7 +129,7 @@ def _pivots(points: Tensor, limit: int, kernel: Kernel, lengthscale: float | Ten
 def _check_settings(points: Tensor, capacity: int, kernel: Kernel, lengthscale: float | Tensor, ridge: float) -> None:
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}, but at least 1 point must be allowed")
-    check_lengthscale(float(lengthscale), None, points.dtype)
+    check_one_lengthscale(lengthscale, points.dtype)
     check_ridge(ridge)
     if not kernel.is_radial:
         raise ValueError(f"kernel is {kernel}, but a power function over all points needs a radial kernel")

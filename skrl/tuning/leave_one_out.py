@@ -44,6 +44,9 @@ MAX_PROBES = 512
 COARSE_PROBES = 128
 """Probes that choose the region of settings in which all of them refine; half of them are always looked at."""
 
+MOST_DISTANCES = 1 << 28
+"""Distances among the neighbours of all probes; of single precision they take one GiB."""
+
 FLAT = 1e-3
 """A column whose standard deviation is below this share of its root mean square counts as constant."""
 
@@ -59,8 +62,13 @@ def probe_rows(count: int, most: int = MAX_PROBES, device: torch.device | None =
 
 
 def affordable_probes(probes: int, k: int) -> int:
-    """Probes whose distances take no more memory than those of 64 neighbours, but enough to tell settings apart."""
-    return min(probes, max(COARSE_PROBES // 2, probes * 64**2 // max(64, k) ** 2))
+    """Probes whose distances take no more memory than those of 64 neighbours, but enough to tell settings apart.
+
+    Where even 64 probes would hold more than ``MOST_DISTANCES``, as many as do not.
+    """
+    width = max(64, k)
+    fewest = max(1, min(COARSE_PROBES // 2, MOST_DISTANCES // width**2))
+    return min(probes, max(fewest, probes * 64**2 // width**2))
 
 
 def nearest_others(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from skrl import ResidualHead
-from skrl.cuda_graph import CapturedQuery, capture
+from skrl.cuda_graph import CapturedQuery, _copies, capture
 
 
 class CallsAgain:
@@ -40,6 +40,25 @@ def test_answers_new_queries_in_the_same_memory(head: ResidualHead, captured: Ca
         answer = captured(queries, prior_mean)
         assert answer is captured.answer
         assert torch.equal(answer, head(queries, prior_mean))
+
+
+def test_keeps_nothing_of_the_graph_that_made_a_query(captured: CapturedQuery[Tensor]) -> None:
+    encoder = torch.nn.Linear(3, 3)
+    answer = captured(encoder(torch.randn(5, 3)), torch.randn(5, 2))
+    assert not answer.requires_grad
+    assert not any(buffer.requires_grad for buffer in captured.inputs)
+
+
+@pytest.mark.parametrize("made_in", [False, True])
+@pytest.mark.parametrize("called_in", [False, True])
+def test_is_called_in_and_out_of_inference_mode(head: ResidualHead, made_in: bool, called_in: bool) -> None:
+    with torch.inference_mode(made_in):
+        inputs = _copies((torch.randn(5, 3), torch.randn(5, 2)))
+    answer = head(*inputs)
+    captured = CapturedQuery(head, inputs, CallsAgain(head, inputs, answer), answer)
+    with torch.inference_mode(called_in):
+        queries = torch.randn(5, 3), torch.randn(5, 2)
+        assert torch.equal(captured(*queries), head(*queries))
 
 
 def test_sees_supports_that_are_rewritten_in_place(head: ResidualHead, captured: CapturedQuery[Tensor]) -> None:

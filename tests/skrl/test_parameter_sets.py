@@ -513,6 +513,17 @@ def test_a_setting_that_wants_a_gradient_is_refused(name: str) -> None:
         assert float(getattr(module(sets(), **{name: nn.Parameter(torch.tensor(0.5))}), name)) == 0.5
 
 
+@pytest.mark.parametrize("name", ["features", "targets", "points"])
+def test_a_set_that_wants_a_gradient_is_refused(name: str) -> None:
+    """Neither a fixed nor a learned set could hand it on to what it was computed from."""
+    data = sets()
+    data = data._replace(**{name: 2.0 * getattr(data, name).clone().requires_grad_()})
+    with pytest.raises(ValueError, match=rf"{name} want a gradient, .* {name}.detach\(\)"):
+        module(data)
+    with torch.no_grad():
+        assert torch.equal(getattr(module(data), name), getattr(data, name))
+
+
 def test_a_learned_kernel_begins_where_another_ended() -> None:
     first = module(sets(), learn_kernel=True)
     second = module(sets(), lengthscale=first.lengthscale, ridge=first.ridge, learn_kernel=True)

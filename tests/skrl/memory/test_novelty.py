@@ -174,6 +174,12 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], me
 
 
 @pytest.mark.usefixtures("without_shape_checks")
+def test_a_lengthscale_per_dimension_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lengthscale has shape \(2,\), but must be one number here; divide"):
+        Novelty(SupportMemory(1, 4, 2), lengthscale=torch.ones(2))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_fraction_of_a_neighbour_is_refused() -> None:
     with pytest.raises(TypeError, match=r"k is 2.5, but must be a whole number"):
         Novelty(SupportMemory(1, 4, 2), k=2.5)  # type: ignore[arg-type]

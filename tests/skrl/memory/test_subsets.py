@@ -136,6 +136,12 @@ def test_p_greedy_refuses_settings_that_make_no_sense(settings: dict[str, object
 
 
 @pytest.mark.usefixtures("without_shape_checks")
+def test_p_greedy_refuses_a_lengthscale_per_dimension() -> None:
+    with pytest.raises(ValueError, match=r"lengthscale has shape \(2,\), but must be one number here; divide"):
+        p_greedy(torch.randn(5, 2), 3, lengthscale=torch.ones(2))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
 def test_greedy_choice_among_whole_numbers() -> None:
     points = torch.randint(0, 50, (40, 2))
     assert p_greedy(points, 7, lengthscale=20.0).tolist() == p_greedy(points.float(), 7, lengthscale=20.0).tolist()

@@ -17,7 +17,14 @@ from skrl.search.exact import ExactSearch
 from skrl.search.neighbors import Localisation
 from skrl.sparse_kernel import SparseKernel
 from skrl.tuning import tune
-from skrl.tuning.leave_one_out import Objective, column_scales, leave_one_out_loss, nearest_others, probe_rows
+from skrl.tuning.leave_one_out import (
+    Objective,
+    affordable_probes,
+    column_scales,
+    leave_one_out_loss,
+    nearest_others,
+    probe_rows,
+)
 
 OBJECTIVES = get_args(Objective)
 LOCALISATIONS = get_args(Localisation)
@@ -43,6 +50,12 @@ def test_probes_are_bounded_and_spread_over_the_set() -> None:
     assert probe_rows(7, 512).tolist() == list(range(7))
     assert probe_rows(7, 1).tolist() == [0]
     assert probe_rows(0).tolist() == []
+
+
+@pytest.mark.parametrize(("k", "probes"), [(8, 512), (64, 512), (128, 128), (2048, 64), (8192, 4), (16384, 1)])
+def test_many_neighbours_leave_room_for_fewer_probes(k: int, probes: int) -> None:
+    assert affordable_probes(512, k) == probes
+    assert affordable_probes(1, k) == 1
 
 
 @pytest.mark.parametrize("k", [1, 4, 19, 30])
