@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from agents.common.atomic_save import AtomicSave
 from agents.common.derived_settings import DerivedSettings
-from agents.common.evaluation_mode import in_evaluation_mode, mode_dependent
+from agents.common.evaluation_mode import in_evaluation_mode, mode_dependent, running_statistics
 from agents.common.lasting_exploration import LastingExploration
 from agents.common.named_runs import NamedRuns
 from agents.common.nonfinite import NonFiniteGuard, Observation, reached
@@ -156,6 +156,8 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         # As in SB3's DQN no statistics are taken from next states, and nothing is dropped where an action is chosen.
         with torch.no_grad(), in_evaluation_mode(self._mode_dependent):
             target = double_q_target(batch.rewards, batch.discounts, *self._next_q_values(batch))
+        statistics = running_statistics(self._mode_dependent)
+        before = [statistic.clone() for statistic in statistics]
         q_values = self.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
         error = (q_values.detach() - target).abs().mean()
         loss = functional.smooth_l1_loss(q_values, target, beta=self._huber_beta())
@@ -165,7 +167,11 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         loss = loss.detach()
         # The only synchronisation of an update, where SB3 reads the loss.
         checked, size = torch.stack([loss + grad_norm, error]).tolist()
-        if self.nonfinite_guard.check_update(self.num_timesteps, math.isfinite(checked)):
+        finite = math.isfinite(checked)
+        if not finite:
+            for statistic, value in zip(statistics, before, strict=True):
+                statistic.copy_(value)
+        if self.nonfinite_guard.check_update(self.num_timesteps, finite):
             self.policy.optimizer.step()
             scale = size if self.td_error_scale is None else self.td_error_scale
             self.td_error_scale = scale + TD_ERROR_MOMENTUM * (size - scale)
@@ -192,7 +198,8 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         infos: list[dict[str, Any]],
     ) -> None:
         assert self.env is not None
-        seen = reached(new_obs, dones, infos)
+        assert self._last_obs is not None
+        seen = (self._last_obs, reached(new_obs, dones, infos))
         self.nonfinite_guard.check_transition(self.num_timesteps, self.env, reward, seen)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +16,28 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.her import HerReplayBuffer
 
 
 def cut_episodes(buffer: ReplayBuffer) -> None:
     """End the stored episodes at the newest row as a time limit does, so that no return runs on into what follows.
 
-    A buffer that saves memory loses the state to bootstrap from, so there they end as in a terminal state, which is
-    how SB3 ends them.
+    A buffer that saves memory loses the state to bootstrap from, and one that does not handle time limits never clears
+    what is noted of them, so there they end as in a terminal state, which is how SB3 ends them.
 
     Args:
         buffer: the replay buffer; an empty one is left alone.
     """
     if buffer.size() == 0:
         return
+    if isinstance(buffer, HerReplayBuffer):
+        # It finds episodes by their lengths, and warns that it does what it is asked for.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The last trajectory in the replay buffer will be truncated")
+            buffer.truncate_last_trajectory()
+        return
     newest = (buffer.pos - 1) % buffer.buffer_size
-    if not buffer.optimize_memory_usage:
+    if buffer.handle_timeout_termination and not buffer.optimize_memory_usage:
         buffer.timeouts[newest] = np.where(buffer.dones[newest] > 0, buffer.timeouts[newest], 1.0)
     buffer.dones[newest] = 1.0
 

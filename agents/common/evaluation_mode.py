@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 FOLLOWERS = (
     nn.modules.batchnorm._NormBase,
@@ -20,6 +20,12 @@ FOLLOWERS = (
 def mode_dependent(network: nn.Module) -> list[nn.Module]:
     """Those layers of a network whose answers depend on the mode; most networks have none."""
     return [module for module in network.modules() if isinstance(module, FOLLOWERS)]
+
+
+def running_statistics(layers: Sequence[nn.Module]) -> list[Tensor]:
+    """What layers of a network have learned from the batches that they saw in training mode; they go on in place."""
+    normalising = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._NormBase)]
+    return [statistic for layer in normalising for statistic in layer.buffers(recurse=False)]
 
 
 @contextmanager

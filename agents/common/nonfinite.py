@@ -41,13 +41,13 @@ class NonFiniteGuard:
     """Updates skipped since the last good one."""
 
     transitions: int = 0
-    """Transitions with a reward or an observation that was not finite."""
+    """Transitions with a reward that was not finite, or such an observation at either end."""
 
     source: str = "no reward or observation was at fault: the loss itself diverged (try a smaller learning rate)"
     """Where the first bad value came from."""
 
     def check_transition(
-        self, step: int, env: VecEnv, reward: npt.NDArray[np.generic], observation: Observation
+        self, step: int, env: VecEnv, reward: npt.NDArray[np.generic], observations: Sequence[Observation]
     ) -> None:
         """Look at one vectorised transition.
 
@@ -55,11 +55,10 @@ class NonFiniteGuard:
             step: environment steps so far.
             env: where it comes from, whose name is asked for only when it is needed.
             reward: one per environment, [n_envs].
-            observation: in which it ended, one per environment, [n_envs, ...], or a dict of such arrays.
+            observations: in which it began and ended, one per environment, [n_envs, ...], or a dict of such arrays.
         """
         bad_reward = ~np.isfinite(reward)
-        bad_observation = nonfinite_rows(observation, len(reward))
-        bad = bad_reward | bad_observation
+        bad = np.logical_or.reduce([bad_reward, *(nonfinite_rows(seen, len(reward)) for seen in observations)])
         if not bad.any():
             return
         if self.transitions == 0:
@@ -87,9 +86,10 @@ class NonFiniteGuard:
         self.skipped += 1
         self.consecutive += 1
         if self.consecutive >= self.limit:
+            self.consecutive = 0  # learning may be called again
             raise NonFiniteError(
-                f"stopped at step {step}: {self.consecutive} updates in a row had a loss or gradient that is not "
-                f"finite (limit {self.limit}); {self.source}. The parameters are unharmed."
+                f"stopped at step {step}: {self.limit} updates in a row had a loss or gradient that is not finite; "
+                f"{self.source}. The parameters are unharmed."
             )
         return False
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from agents.common.schema import ConfigError
 from agents.training.command_line import spelled
-from agents.training.config import ActorCriticConfig, DeepQConfig, KernelQConfig, PPOConfig, QLearningConfig, RunConfig
+from agents.training.config import (
+    ActorCriticConfig,
+    DeepQConfig,
+    DQKConfig,
+    KernelQConfig,
+    PPOConfig,
+    QLearningConfig,
+    RunConfig,
+)
 
 
 def check_budget(config: RunConfig) -> None:
@@ -12,8 +20,8 @@ def check_budget(config: RunConfig) -> None:
 
     Raises:
         ConfigError: the budget ends within the first rollout of an agent that learns from whole ones, or before the
-            first update of one that fills a replay buffer first; or a rollout is a single step, or a round of updates
-            has none.
+            first update of one that fills a replay buffer first; or a rollout is a single step, a round of updates
+            has none, or a replay buffer has no room for the supports that are drawn from it.
     """
     budget = f"total_timesteps is {config.total_timesteps}"
     if isinstance(config, PPOConfig):
@@ -33,6 +41,8 @@ def check_budget(config: RunConfig) -> None:
             f"gradient_steps is 0, so {config.agent} would learn nothing; give --gradient-steps 1 or more, or -1 for "
             "as many as environment steps since the last round"
         )
+    if isinstance(config, DQKConfig):
+        _check_room(config)
     if isinstance(config, QLearningConfig | ActorCriticConfig):
         setting, period = _update_period(config)
         first = (config.learning_starts // period + 1) * period
@@ -44,6 +54,16 @@ def check_budget(config: RunConfig) -> None:
                 f"{getattr(config, setting)}, n_envs {config.n_envs}), so nothing would be learned; raise "
                 f"--total-timesteps or lower --learning-starts or {spelled(setting)}{copies}"
             )
+
+
+def _check_room(config: DQKConfig) -> None:
+    room = config.buffer_size // config.n_envs * config.n_envs
+    if room < config.kernel.capacity:
+        raise ConfigError(
+            f"buffer_size is {config.buffer_size}, room for {room} transitions of {config.n_envs} environments, but "
+            f"{config.agent} draws {config.kernel.capacity} supports from them; raise --buffer-size or lower "
+            "--kernel.capacity"
+        )
 
 
 def _update_period(config: QLearningConfig | ActorCriticConfig) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.atomic_save import atomic_write
+from agents.common.evaluation_mode import mode_dependent, running_statistics
 from agents.common.nonfinite import NonFiniteError
 from agents.training.config import RunConfig
 
@@ -72,8 +73,9 @@ def evaluate_greedily(model: BaseAlgorithm | BasePolicy, env: VecEnv, episodes: 
 
 
 def has_finite_parameters(model: BaseAlgorithm) -> bool:
-    """Whether no parameter of a model's policy is NaN or infinite."""
-    return all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+    """Whether no parameter of a model's policy is NaN or infinite, and no statistic that its layers keep beside."""
+    learned = [*model.policy.parameters(), *running_statistics(mode_dependent(model.policy))]
+    return all(bool(tensor.isfinite().all()) for tensor in learned)
 
 
 def bad_parameters(model: BaseAlgorithm) -> NonFiniteError:

@@ -243,11 +243,6 @@ def check_spaces(spec: AgentSpec, env_id: str, env: VecEnv) -> None:
         raise ConfigError(
             f"{env_id} has the action space {env.action_space}, which {spec.name} does not serve: {fault}"
         )
-    if issubclass(spec.config, TD3Config) and not np.issubdtype(env.action_space.dtype, np.floating):
-        raise ConfigError(
-            f"{env_id} has the action space {env.action_space}, of whole numbers, but {spec.name} adds noise to "
-            "actions; use --agent sac or kernel_sac"
-        )
 
 
 def check_observations(spec: AgentSpec, config: RunConfig, space: spaces.Space[Any]) -> None:
@@ -264,6 +259,8 @@ def check_observations(spec: AgentSpec, config: RunConfig, space: spaces.Space[A
         raise ConfigError(f"{config.env} has dict observations, for which {spec.name} needs --n-steps 1")
     if isinstance(config, PPOConfig) and config.normalize and not can_normalize(space):
         raise ConfigError(f"{config.env} has the observation space {space}, which is no vector; add --no-normalize")
+    if isinstance(config, PPOConfig) and config.normalize and not np.issubdtype(space.dtype, np.floating):
+        raise ConfigError(f"{config.env} has the observation space {space}, of whole numbers; add --no-normalize")
 
 
 def reads_numbers(kernel: KernelConfig, space: spaces.Space[Any]) -> bool:

@@ -59,6 +59,11 @@ def action_fault(space: spaces.Space[Any]) -> str | None:
     fault = _fault_of_numbers(space)
     if isinstance(space, spaces.Box) and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         fault = "has no finite bounds; give it some, for example with gymnasium.wrappers.TransformAction"
+    elif isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
+        fault = (
+            "holds whole numbers, to which buffers would cut what is drawn from a distribution; wrap it into one of "
+            "floating-point numbers, for example with gymnasium.wrappers.TransformAction"
+        )
     if isinstance(space, spaces.MultiBinary) and len(space.shape) != 1:
         fault = "is no vector; flatten it"
     return f"it {fault}" if fault else None

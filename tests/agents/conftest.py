@@ -30,11 +30,15 @@ def networks_equal_at_refresh(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 class Poisoned(gym.Wrapper):
-    """CartPole that sends a value which is not finite at given steps, or where an episode ends."""
+    """CartPole that sends a value which is not finite at given steps, or where an episode begins or ends."""
 
     def __init__(self, bad_steps: range, what: str, max_episode_steps: int | None = None) -> None:
         super().__init__(gym.make("CartPole-v1", max_episode_steps=max_episode_steps))
         self.bad_steps, self.what, self.count = bad_steps, what, 0
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        return (np.full_like(observation, np.nan) if self.what == "first observation" else observation), info
 
     def step(self, action):
         observation, reward, terminated, truncated, info = super().step(action)

@@ -14,6 +14,7 @@ from agents.common.nonfinite import NonFiniteError, NonFiniteGuard
 from agents.common.targets import double_q_target
 from agents.double_dqn import TransitionBatch
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
+from agents.training.evaluation import has_finite_parameters
 
 SETTINGS = {
     "learning_starts": 20,
@@ -30,7 +31,8 @@ SETTINGS = {
 @pytest.mark.parametrize("what", ["nan", "inf", "observation"])
 def test_a_single_bad_transition_is_survived(cls, what, poisoned) -> None:
     model = cls("MlpPolicy", poisoned(range(50, 51), what), **SETTINGS).learn(400)
-    assert model.nonfinite_guard.transitions == 1
+    # An observation ends one transition and begins another.
+    assert model.nonfinite_guard.transitions == (2 if what == "observation" else 1)
     assert model.nonfinite_guard.skipped > 0
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     if cls is KernelDDQN:
@@ -58,13 +60,20 @@ def test_a_last_observation_counts_where_targets_read_it(cls, poisoned) -> None:
         cls("MlpPolicy", poisoned(range(0), "last observation", max_episode_steps=3), **settings).learn(2000)
 
 
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN])
+def test_a_first_observation_counts(cls, poisoned) -> None:
+    with pytest.raises(NonFiniteError, match=r"first seen at step 1: an observation that is not finite .*CartPole-v1"):
+        cls("MlpPolicy", poisoned(range(0), "first observation", max_episode_steps=3), **SETTINGS).learn(2000)
+
+
 def test_the_guard_counts_only_consecutive_failures() -> None:
     guard = NonFiniteGuard(limit=3)
     outcomes = [guard.check_update(step, finite) for step, finite in enumerate([False, False, True, False, False])]
     assert outcomes == [False, False, True, False, False]
     assert guard.skipped == 4
-    with pytest.raises(NonFiniteError, match="loss itself diverged"):
+    with pytest.raises(NonFiniteError, match=r"3 updates in a row .* loss itself diverged"):
         guard.check_update(5, False)
+    assert not guard.check_update(6, False)  # where learning was called again
 
 
 def test_statistics_reach_the_logger(tmp_path) -> None:
@@ -205,6 +214,20 @@ def test_the_next_action_is_chosen_in_evaluation_mode(cls, monkeypatch, tmp_path
         torch.testing.assert_close(chosen.pop(), choosing)
         torch.testing.assert_close(layers[1].running_mean, mean)
         assert all(module.training for module in (network, *layers))
+
+
+@pytest.mark.parametrize("cls", [DoubleDQN, KernelDDQN, DQK])
+def test_a_bad_batch_leaves_running_statistics_alone(cls, poisoned) -> None:
+    settings = {**SETTINGS, "policy_kwargs": {"features_extractor_class": Normalised, "net_arch": []}}
+    model = cls("MlpPolicy", poisoned(range(50, 51), "observation"), **settings).learn(300)
+    assert model.nonfinite_guard.skipped > 0
+    for network in (model.q_net, model.q_net_target):
+        normalising = network.features_extractor.layers[1]
+        assert normalising.running_mean.isfinite().all()
+        assert normalising.running_var.isfinite().all()
+    assert has_finite_parameters(model)
+    model.q_net.features_extractor.layers[1].running_var[0] = torch.nan
+    assert not has_finite_parameters(model)
 
 
 def test_adam_is_fused_unless_another_optimizer_is_asked_for() -> None:

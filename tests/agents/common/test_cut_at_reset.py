@@ -12,6 +12,8 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.her import HerReplayBuffer
 
 from agents import DQK, DoubleDQN, KernelDDQN, KernelQ, KernelSAC, KernelTD3
 from agents.common.cut_at_reset import cut_episodes
@@ -91,6 +93,25 @@ def test_a_buffer_without_the_last_state_does_not_bootstrap_from_it() -> None:
     cut_episodes(buffer)
     assert buffer.dones[2].tolist() == [1, 1]
     assert not buffer.timeouts.any()
+
+
+def test_a_buffer_that_does_not_handle_time_limits_notes_none() -> None:
+    """It would never be cleared, and a terminal state that is stored there later would be bootstrapped from."""
+    buffer = _buffer(handle_timeout_termination=False)
+    cut_episodes(buffer)
+    assert buffer.dones[2].tolist() == [1, 1]
+    assert not buffer.timeouts.any()
+
+
+def test_hindsight_takes_no_goal_from_beyond_a_reset() -> None:
+    longest = 4
+    env = BitFlippingEnv(n_bits=longest, max_steps=longest)
+    settings = {**SETTINGS, "policy_kwargs": {"net_arch": [8]}, "n_steps": 1}
+    model = DoubleDQN("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, **settings)
+    for _ in range(5):
+        model.learn(longest + 2)
+    assert model.replay_buffer.size() == 5 * (longest + 2)
+    assert model.replay_buffer.ep_length.max() <= longest
 
 
 def test_an_empty_buffer_is_left_alone() -> None:

@@ -208,6 +208,15 @@ def test_what_libraries_refuse_by_an_assertion_or_a_crash_is_refused_in_words() 
         check_budget(from_words("--agent", "ppo", "--n-steps", "1", "--n-envs", "1"))
 
 
+def test_a_buffer_without_room_for_the_supports_is_refused() -> None:
+    words = ["--agent", "dqk", "--n-envs", "3", "--kernel.capacity", "300"]
+    check_budget(from_words(*words, "--buffer-size", "301"))
+    with pytest.raises(
+        ConfigError, match=r"buffer_size is 299, room for 297 .* draws 300 supports .*--kernel.capacity"
+    ):
+        check_budget(from_words(*words, "--buffer-size", "299"))
+
+
 @pytest.mark.parametrize(("agent", "twin"), [("kernel_ppo", "ppo"), ("kernel_sac", "sac"), ("kernel_td3", "td3")])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "Pendulum-v1", "BipedalWalker-v3", "Other-v0"])
 def test_a_kernel_agent_has_the_settings_of_its_twin(agent: str, twin: str, env_id: str) -> None:

@@ -174,8 +174,8 @@ def test_linear_schedule_ends_at_zero_with_the_budget(agent: str) -> None:
         assert [model.clip_range(left) for left in (1.0, 0.5, 0.0)] == [0.4, 0.2, 0.0]
 
 
-@pytest.mark.parametrize("space", [IMAGE, DICT, spaces.Discrete(4)])
-def test_observations_that_are_no_vectors_are_not_normalised(space: spaces.Space[Any]) -> None:
+@pytest.mark.parametrize("space", [IMAGE, DICT, spaces.Discrete(4), spaces.Box(-9, 9, (3,), np.int64)])
+def test_observations_that_are_no_vectors_of_real_numbers_are_not_normalised(space: spaces.Space[Any]) -> None:
     with pytest.raises(ConfigError, match="add --no-normalize"):
         build_model(PPOConfig(agent="ppo", normalize=True), vec_env(space))
 
@@ -274,7 +274,7 @@ def test_dicts_within_dicts_are_not_served() -> None:
         ("ppo", spaces.Box(-1.0, 1.0, (0,)), "it holds no number"),
         ("ppo", spaces.MultiBinary([2, 2]), "it is no vector; flatten it"),
         ("ppo", spaces.MultiDiscrete([2, 3], start=[1, 1]), "but must count from 0"),
-        ("td3", spaces.Box(-2, 2, (2,), np.int64), "of whole numbers, but td3 adds noise"),
+        *((agent, spaces.Box(-2, 2, (2,), np.int64), "it holds whole numbers") for agent in ("td3", "sac", "ppo")),
     ],
 )
 def test_actions_that_an_agent_does_not_serve(agent: str, actions: spaces.Space[Any], message: str) -> None:
