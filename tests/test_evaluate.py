@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.save_util import load_from_zip_file
 
 import evaluate
 import train
@@ -252,14 +254,24 @@ class Payload:
 def test_nothing_in_a_saved_model_is_executed(
     dqn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Neither among the settings, which stable_baselines3 would unpickle, nor in place of the tensors."""
     copy_config(dqn_run, tmp_path)
     marker = tmp_path / "executed"
+    pickled = {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(Payload(marker))).decode()}
+    with zipfile.ZipFile(dqn_run / "model.zip") as model, zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        for name in model.namelist():
+            archive.writestr(name, json.dumps({"x": pickled}) if name == "data" else model.read(name))
+    assert evaluate.main([str(tmp_path), "--episodes", "1"]) == 0
+    assert not marker.exists()
     with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
-        archive.writestr("data", pickle.dumps(Payload(marker)))
+        archive.writestr("data", json.dumps({"x": pickled}))
         archive.writestr("policy.pth", pickle.dumps(Payload(marker), protocol=2))
+    capsys.readouterr()
     assert evaluate.main([str(tmp_path)]) == 2
     assert not marker.exists()
     assert capsys.readouterr().err.count("\n") == 1
+    load_from_zip_file(tmp_path / "model.zip", load_data=True, print_system_info=False)
+    assert marker.exists()
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,11 @@ def test_run_folder_is_complete(agent: str, tmp_path: Path, capsys: pytest.Captu
     output = capsys.readouterr().out
     assert f"{agent} on {env}, seed 3" in output
     assert f"{Path(sys.executable).name} -m tensorboard.main --logdir {tmp_path}" in output
-    assert str(result["final_mean_return"])[:3] in output
+    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in output.splitlines() if line.startswith("│")]
+    scored = f"{result['final_mean_return']:.2f} ± {result['final_std_return']:.2f}"
+    assert dict(rows)["final return (episodes: 3)"] == scored
+    assert evaluate.main([str(tmp_path), "--episodes", "3"]) == 0
+    assert f"│ {scored}" in capsys.readouterr().out
 
 
 def test_saved_settings_repeat_the_run(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from agents.kernel_qrdqn.policies import KernelQRDQNCnnPolicy, KernelQRDQNMultiI
 DEFAULTS: dict[str, Any] = {name: value for name, value in KERNEL_DDQN.items() if name != "huber_threshold"}
 """Settings in place of those of sb3-contrib's QRDQN, which are for millions of steps of Atari; those of KernelDDQN."""
 
+QUANTILES = 25
+"""Of every action's return, in place of QRDQN's 200, likewise."""
+
 
 class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, NamedRuns, QRDQN):
     """Quantile regression DQN with a residual head on the mean of its quantiles.
@@ -76,11 +79,11 @@ class KernelQRDQN(KernelDeepQ, AtomicSave, DerivedSettings, LastingExploration, 
         self.policy.set_training_mode(False)
 
     def _policy_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """With the optimizer of QRDQN, unless another is given."""
+        """With the optimizer of QRDQN, unless another is given, and fewer quantiles than it has."""
         if "optimizer_class" not in given:
             settings = {"eps": 0.01 / self.batch_size, **(given.get("optimizer_kwargs") or {})}
             given = {**given, "optimizer_class": torch.optim.Adam, "optimizer_kwargs": settings}
-        return super()._policy_arguments(given)
+        return super()._policy_arguments({"n_quantiles": QUANTILES, **given})
 
     def _setup_model(self) -> None:
         super()._setup_model()

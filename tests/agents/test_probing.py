@@ -35,8 +35,10 @@ def test_the_input_knows_itself_and_noise_hides_it() -> None:
 def test_the_same_seed_gives_the_same_scores_and_leaves_the_model_alone() -> None:
     model = KernelDDQN("MlpPolicy", "CartPole-v1", learning_starts=20, kernel={"capacity": 50}, **SMALL).learn(150)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    first, second = (probe_agent(model, "CartPole-v1", steps=90, noise=0.1, readouts=LINEAR) for _ in range(2))
-    assert np.array_equal(first.scores("linear"), second.scores("linear"))
+    probes = [probe_agent(model, "CartPole-v1", steps=90, noise=0.1, readouts=LINEAR, seed=seed) for seed in (0, 0, 1)]
+    first, second, other = (probe.scores("linear") for probe in probes)
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
     assert all(torch.equal(before[name], value) for name, value in model.policy.state_dict().items())
 
 

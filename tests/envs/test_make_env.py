@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_an_atari_game_without_its_preprocessing_is_refused(env_id: str, remedy:
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [
-        ("no_such_module.envs:Thing-v0", "no_such_module"),
+        ("no_such_module.envs:Thing-v0", "imports a module that is missing: No module named 'no_such_module'"),
         (".foo:Thing-v0", "imports '.foo', but relative to what"),
         ("NeedsMore-v0", "environment 'NeedsMore-v0' needs what is not installed: No module named 'no_such_module'"),
     ],
@@ -225,10 +226,19 @@ def test_observations_that_cannot_be_batched_are_refused(space: spaces.Space[Any
         del gym.registry["Showing-v0"]
 
 
-def test_id_behind_a_module() -> None:
-    env = make_env("envs.tabular:Chain-v0")
-    assert env.reset().shape == (1, 5)
-    env.close()
+def test_id_behind_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mazes.py").write_text(
+        "import gymnasium\ngymnasium.register('Maze-v0', entry_point='envs.tabular:ChainEnv', max_episode_steps=9)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "Maze-v0" not in gym.registry
+    try:
+        env = make_env("mazes:Maze-v0")
+        assert env.reset().shape == (1, 5)
+        env.close()
+    finally:
+        del gym.registry["Maze-v0"]
+        del sys.modules["mazes"]
 
 
 def test_an_evaluation_cuts_what_never_ends() -> None:

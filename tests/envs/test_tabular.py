@@ -63,6 +63,13 @@ def test_the_end_is_as_far_as_it_looks() -> None:
     assert DeepSeaEnv(7).steps_to_end() == 7
 
 
+def test_a_slip_goes_the_other_way() -> None:
+    mdp = ChainEnv(3, slip=0.2).mdp
+    np.testing.assert_allclose(mdp.transitions[1, [LEFT, RIGHT]], [[0.8, 0.0, 0.2], [0.2, 0.0, 0.8]])
+    np.testing.assert_allclose(mdp.transitions[0, [LEFT, RIGHT]], [[0.8, 0.2, 0.0], [0.2, 0.8, 0.0]])
+    np.testing.assert_allclose(mdp.rewards, [[0.0, 0.0], [0.2, 0.8], [0.0, 0.0]])
+
+
 def test_values_satisfy_the_bellman_equation_with_slips() -> None:
     env = ChainEnv(6, slip=0.2)
     values = env.optimal_q(GAMMA)

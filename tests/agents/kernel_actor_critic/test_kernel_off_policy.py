@@ -56,6 +56,50 @@ def test_targets_contain_the_correction_and_polyak_averaging_goes_on(cls, twin) 
     assert any(not torch.equal(target, start) for (_, target), start in zip(pairs, fresh, strict=True))
 
 
+@pytest.fixture
+def refreshes(monkeypatch) -> list[tuple[Any, Any]]:
+    """Where next actions came from and α, of every refresh that follows."""
+    seen: list[tuple[Any, Any]] = []
+    refresh = ActionKernel.refresh
+
+    def spy(self, view, values, next_actions, entropy_weight, *steps) -> None:
+        seen.append((next_actions, float(entropy_weight)))
+        refresh(self, view, values, next_actions, entropy_weight, *steps)
+
+    monkeypatch.setattr(ActionKernel, "refresh", spy)
+    return seen
+
+
+@pytest.mark.parametrize("entropy_weight", ["auto", 0.3])
+def test_residuals_of_sac_follow_its_actor_and_its_entropy_weight(entropy_weight, refreshes) -> None:
+    model = make(KernelSAC, ent_coef=entropy_weight, kernel=KERNEL).learn(60)
+    start = 1.0 if entropy_weight == "auto" else entropy_weight
+    assert refreshes[0][1] == pytest.approx(start)
+    refreshes.clear()
+    present = model.log_ent_coef.exp().item() if entropy_weight == "auto" else entropy_weight
+    assert (present == start) == (entropy_weight != "auto")
+    model.train(1)
+    ((next_actions, used),) = refreshes
+    assert used == pytest.approx(present)
+    observations = model.replay_buffer.sample(8).next_observations
+    answers = []
+    for act in (next_actions, model.actor.action_log_prob):
+        torch.manual_seed(0)
+        answers.append([part.flatten() for part in act(observations)])
+    assert all(map(torch.equal, *answers))
+
+
+def test_residuals_of_td3_follow_its_target_actor(refreshes) -> None:
+    model = make(KernelTD3, kernel=KERNEL).learn(60)
+    next_actions, entropy_weight = refreshes[-1]
+    observations = model.replay_buffer.sample(8).next_observations
+    actions, log_probabilities = next_actions(observations)
+    assert torch.equal(actions, model.actor_target(observations))
+    assert not torch.equal(actions, model.actor(observations))
+    assert entropy_weight == 0.0
+    assert not log_probabilities.any()
+
+
 @pytest.mark.parametrize(("cls", "twin"), PAIRS)
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_a_saved_model_is_loaded_by_both(cls, twin, n_steps, tmp_path) -> None:

@@ -80,7 +80,8 @@ def test_episodes_shorter_than_the_steps_are_not_cut(copies) -> None:
     reports = []
     env = DummyVecEnv([LateReward] * copies)
     attach_kernel_head(model, env, 200, kernel=KERNEL, seed=0, report=lambda *given: reports.append(given))
-    assert [mean_return for _, mean_return in reports] == [100.0] * len(reports)
+    assert len(reports) >= 2
+    assert {mean_return for _, mean_return in reports} == {100.0}
 
 
 def test_a_buffer_of_another_device_is_read_on_the_models() -> None:
@@ -210,11 +211,12 @@ def test_one_seed_gives_one_policy() -> None:
     model = _trained()
     observations = torch.randn(20, 4)
     values = []
-    for seed in (3, 3):
+    for seed in (3, 3, 4):
         policy = attach_kernel_head(model, "CartPole-v1", 300, kernel=KERNEL, seed=seed)
         with torch.no_grad():
             values.append(policy.q_net(observations))
-    assert torch.equal(*values)
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
 
 
 @pytest.mark.parametrize("cls", [QRDQN, KernelQRDQN])

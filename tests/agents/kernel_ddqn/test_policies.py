@@ -18,6 +18,7 @@ from agents import KernelConfig, KernelDDQN, KernelDQNPolicy, KernelPPO, KernelQ
 from agents.common.features import ObservationFeatures
 from agents.common.lengthscale import TABULAR
 from agents.common.schema import ConfigError
+from envs import make_env
 from skrl.kernels import KERNELS
 from skrl.value_heads import HEADS
 
@@ -213,6 +214,8 @@ def test_defaults_follow_the_kind_of_observation() -> None:
     assert vector.n_steps == 3
     assert type(vector.replay_buffer).__name__ == "ReplayBuffer"
     assert KernelDDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}).policy.net_arch == [8]
+    pictures = KernelDDQN("CnnPolicy", make_env("ALE/Pong-v5"), buffer_size=10)
+    assert pictures.policy.net_arch == []
 
 
 @pytest.mark.parametrize("cls", [KernelDDQN, KernelQ])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -15,6 +16,7 @@ from agents.common.schema import ConfigError
 from agents.kernel_ppo import CriticConfig, KernelPPO
 from agents.kernel_ppo.kernel_ppo import _reward_scale
 from agents.kernel_ppo.rollout_critic import Cuts, RolloutCritic
+from agents.normalized_ppo import NormalizedPPO
 
 SPACE = spaces.Box(-3.0, 3.0, (2,))
 STEPS, EXACT = 40, {"trace_decay": 1.0, "capacity": 400}
@@ -370,3 +372,14 @@ def test_a_rollout_that_is_not_finite_is_refused_before_it_is_learned_from(what,
     with pytest.raises(NonFiniteError, match=message):
         model.learn(120)
     assert all(torch.equal(*pair) for pair in zip(before, model.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("twin", "normalize"), [(PPO, False), (NormalizedPPO, False), (NormalizedPPO, True)])
+def test_a_saved_model_runs_without_a_kernel(twin, normalize, tmp_path) -> None:
+    model = KernelPPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=8, normalize=normalize, device="cpu", seed=0)
+    model.learn(64).save(tmp_path / "model")
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    expected, _ = model.predict(observations, deterministic=True)
+    assert set(expected) == {0, 1}
+    loaded = twin.load(tmp_path / "model", device="cpu")
+    assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import itertools
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -107,17 +110,31 @@ def test_kernel_settings_are_checked_too() -> None:
         construct(KernelTrainConfig, {"kernel": 3})
 
 
-SCHEMAS = {ancestor for spec in AGENTS.values() for ancestor in spec.config.__mro__} - {object}
+OF_AGENTS = {spec.config for spec in AGENTS.values()}
+OF_KERNELS = {
+    hint for config in OF_AGENTS for hint in get_type_hints(config).values() if dataclasses.is_dataclass(hint)
+}
+SCHEMAS = {ancestor for schema in OF_AGENTS | OF_KERNELS for ancestor in schema.__mro__} - {object}
+
+
+def test_the_settings_of_every_kernel_are_among_them() -> None:
+    assert {schema.__name__ for schema in OF_KERNELS} == {
+        "ActionKernelConfig",
+        "CriticConfig",
+        "KernelConfig",
+        "PerturbationConfig",
+    }
 
 
 @pytest.mark.parametrize("schema", sorted(SCHEMAS, key=lambda schema: schema.__name__))
 def test_every_field_has_a_sentence(schema: type) -> None:
-    lines = inspect.getsource(schema).splitlines()
-    for field in dataclasses.fields(schema):
-        if field.name in schema.__annotations__:
-            place = next(number for number, line in enumerate(lines) if line.strip().startswith(f"{field.name}:"))
-            assert lines[place + 1].strip().startswith('"""'), field.name
-            assert lines[place + 1].strip().endswith('."""'), field.name
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    assert isinstance(definition, ast.ClassDef)
+    for field, follows in itertools.pairwise([*definition.body, ast.Pass()]):
+        if isinstance(field, ast.AnnAssign):
+            sentence = follows.value if isinstance(follows, ast.Expr) else None
+            assert isinstance(sentence, ast.Constant), ast.unparse(field)
+            assert str(sentence.value).endswith("."), ast.unparse(field)
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import DQK, DoubleDQN, KernelDDQN, KernelPPO, KernelQ, KernelSAC, KernelTD3
 from agents.common.schema import ConfigError
+from agents.kernel_ddqn.kernel_deep_q import KernelDeepQ
 from agents.kernel_qrdqn import KernelQRDQN
 from agents.normalized_ppo import NormalizedPPO
 from agents.training.command_line import split_flags
@@ -91,19 +92,24 @@ def test_known_agents_and_their_classes() -> None:
     assert all(spec.name == name for name, spec in AGENTS.items())
 
 
-@pytest.mark.parametrize("agent", ["kernel_ddqn", "kernel_q"])
+@pytest.mark.parametrize("agent", ["kernel_ddqn", "kernel_q", "kernel_qrdqn"])
 def test_class_alone_has_the_settings_of_the_command(agent: str) -> None:
     """Gymnasium's smallest environments are what both defaults are for."""
     config = resolve(split_flags(["--agent", agent, "--env", "CartPole-v1"]))
     commanded = build_model(config, make_vec_env("CartPole-v1"))
     alone = find_agent(agent).algorithm("MlpPolicy", "CartPole-v1", device="cpu")
-    assert isinstance(commanded, KernelDDQN)
-    assert isinstance(alone, KernelDDQN)
+    assert isinstance(commanded, KernelDeepQ)
+    assert isinstance(alone, KernelDeepQ)
     assert alone.policy.kernel == commanded.policy.kernel
-    for name, value in alone.__dict__.items():
-        if name in KernelDDQN.defaults:
+    assert alone.defaults
+    for name in alone.defaults:
+        # Schedules are functions, made anew for every model.
+        if not callable(value := getattr(alone, name)):
             assert getattr(commanded, name) == value, name
-    assert [type(layer) for layer in alone.q_net.q_net] == [type(layer) for layer in commanded.q_net.q_net]
+    assert alone.lr_schedule(0.5) == commanded.lr_schedule(0.5)
+    assert alone.exploration_schedule(0.95) == commanded.exploration_schedule(0.95)
+    shapes = [[parameter.shape for parameter in model.policy.parameters()] for model in (alone, commanded)]
+    assert shapes[0] == shapes[1]
     assert alone.policy.net_arch == commanded.policy.net_arch
 
 

@@ -31,6 +31,8 @@ SHAPES = [
     (4001, 32),
 ]
 
+BOTH = pytest.mark.parametrize("plain", [False, True], ids=["compiled", "torch"])
+
 
 def check_selection(scores: Tensor, k: int) -> None:
     """Values bit for bit as torch.topk's, at distinct positions that hold them."""
@@ -89,9 +91,13 @@ def test_nothing_asked_of_nothing() -> None:
     assert values.shape == positions.shape == (3, 0)
 
 
+@BOTH
 @pytest.mark.parametrize("limit", [1, 300, 1000, 4000])
 @pytest.mark.parametrize("sets", [None, 2])
-def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, limit: int, sets: int | None) -> None:
+def test_chunks_do_not_change_the_result(
+    monkeypatch: pytest.MonkeyPatch, limit: int, sets: int | None, plain: bool
+) -> None:
+    monkeypatch.setattr(compiling, "AVAILABLE", compiling.AVAILABLE and not plain)
     batch = () if sets is None else (sets,)
     queries, features = torch.randn(*batch, 17, 3).double(), torch.randn(*batch, 100, 3).double()
     half_norms = 0.5 * features.square().sum(-1)
@@ -100,6 +106,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, limit:
         whole = ExactSearch()(queries, features, 5, norms)
         with monkeypatch.context() as patch:
             patch.setattr(skrl.search.exact, "MAX_SCORES", limit)
+            patch.setattr(skrl.search.exact, "MAX_COMPILED_SCORES", limit)
             chunked = ExactSearch()(queries, features, 5, norms)
         for left, right in zip(whole, chunked, strict=True):
             assert torch.equal(left, right)
@@ -234,9 +241,6 @@ def test_unknown_localisation_is_an_error() -> None:
     features = torch.randn(9, 2)
     with pytest.raises(ValueError, match="localisation is 'soft', but must be one of hard, continuous"):
         local_neighbors(ExactIndex(features), features, features, 3, "soft")  # type: ignore[arg-type]
-
-
-BOTH = pytest.mark.parametrize("plain", [False, True], ids=["compiled", "torch"])
 
 
 @BOTH
