@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from envs import tabular
 from envs.episode_quota import EpisodeQuota
+from envs.forgetful_reset import ForgetfulReset
 
 ATARI_NAMESPACE = "ALE/"
 """Beginning of the ids that come with Atari's preprocessing; what `Monitor` counts of them are emulator frames."""
@@ -71,8 +72,9 @@ def make_env(
             loss of a life ends what the agent sees as an episode, as in training, since some games wait for a button
             then, which the wrappers press; what `Monitor` reports, and SB3's `evaluate_policy` counts, are whole games.
             Each copy then is an :class:`EpisodeQuota`, too.
-        max_episode_steps: actions after which an episode is cut; None for the environment's own limit, and where it has
-            none for :data:`EVALUATION_LIMIT` in evaluations: a greedy policy that runs into a wall never ends one.
+        max_episode_steps: actions after which an episode is cut, of an Atari game a quarter of its frames with the
+            no-ops at its beginning; None for the environment's own limit, and where it has none for
+            :data:`EVALUATION_LIMIT` in evaluations: a greedy policy that runs into a wall never ends one.
         env_kwargs: arguments of the environment's constructor.
 
     Returns:
@@ -82,13 +84,15 @@ def make_env(
         UnknownEnvironmentError: no such id, or another one of an Atari game, and the message names the nearest one; or
             what it needs is not installed, or Stable-Baselines3 cannot batch its observations.
         DependencyNotInstalled: likewise, in Gymnasium's own words.
-        EnvironmentArgumentError: the constructor does not take an argument or its value.
+        EnvironmentArgumentError: the constructor does not take an argument or its value, or Atari's preprocessing
+            cannot follow it.
     """
     require_known(env_id)
     kwargs, is_atari = env_kwargs or {}, env_id.startswith(ATARI_NAMESPACE)
     if is_atari:
         ALEInterface.setLoggerMode(LoggerMode.Error)
         kwargs = {**ATARI_KWARGS, **kwargs}
+        _check_preprocessed(env_id, kwargs)
     elif evaluation and max_episode_steps is None and registry[env_id.rpartition(":")[2]].max_episode_steps is None:
         kwargs = {"max_episode_steps": EVALUATION_LIMIT, **kwargs}
     if max_episode_steps is not None:
@@ -101,6 +105,8 @@ def make_env(
             _check_limit(env.unwrapped, env.spec.max_episode_steps)
         if is_atari:
             env = AtariWrapper(env, frame_skip=REPEATED_FRAMES, clip_reward=not evaluation)
+        elif env_id.startswith(MINATAR_NAMESPACE):
+            env = ForgetfulReset(env)
         return EpisodeQuota(env) if evaluation else env
 
     try:
@@ -154,6 +160,16 @@ def _check_batched(env_id: str, space: spaces.Space[Any]) -> None:
             raise UnknownEnvironmentError(
                 f"{env_id} has the observation space {space}, but Stable-Baselines3 can batch no {type(part).__name__} "
                 "in it; wrap it, for example with gymnasium.wrappers.FlattenObservation"
+            )
+
+
+def _check_preprocessed(env_id: str, kwargs: dict[str, Any]) -> None:
+    """Refuse arguments of an Atari game whose frames the preprocessing could not take."""
+    for name, taken in (("frameskip", 1), ("obs_type", "rgb")):
+        if (value := kwargs.get(name, taken)) != taken:
+            raise EnvironmentArgumentError(
+                f"{env_id} does not take {name}={value!r}: SB3's preprocessing repeats actions and greys frames by "
+                f"itself, and needs {name}={taken!r}; leave it out"
             )
 
 

@@ -120,7 +120,8 @@ def trained(model: nn.Module, settings: Settings, data: Split, seed: int) -> Res
     """Train a model and test it."""
     started = time.perf_counter()
     train(model, data.train, settings.epochs, seed)
-    return Result(accuracy(model, data.test), cross_entropy(model, data.test), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Result(accuracy(model, data.test), cross_entropy(model, data.test), seconds)
 
 
 @torch.no_grad()

@@ -98,12 +98,14 @@ def label_text(row: Row) -> str:
 def write_report(rows: Sequence[Row], stem: Path, source: str | None) -> None:
     """Write `.md`, `.csv` and `.png` beside each other; ``source`` is the commit that was measured."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".md").write_text(f"# {stem.name}\n\n{heading(rows, source)}\n\n{summary(rows)}\n")
-    with stem.with_suffix(".csv").open("w", newline="") as file:
+    # Not with_suffix(), which would cut off what follows a dot in the name.
+    markdown, table, picture = (stem.with_name(stem.name + suffix) for suffix in (".md", ".csv", ".png"))
+    markdown.write_text(f"# {stem.name}\n\n{heading(rows, source)}\n\n{summary(rows)}\n")
+    with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    draw(rows, stem.with_suffix(".png"))
+    draw(rows, picture)
 
 
 def heading(rows: Sequence[Row], source: str | None) -> str:

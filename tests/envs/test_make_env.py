@@ -131,7 +131,9 @@ def test_arguments_reach_the_constructor() -> None:
         ("FrozenLake-v1", {"map_name": "9x9"}, r"does not take \{'map_name': '9x9'\}: KeyError '9x9'"),
         ("LunarLander-v3", {"gravity": 5}, r"does not take .*: gravity \(current value: 5\) must be between -12 and 0"),
         ("ALE/Pong-v5", {"mode": 99}, "does not take .*: Invalid game mode requested"),
-        ("ALE/Pong-v5", {"obs_type": "smell"}, "does not take .*: Invalid observation type"),
+        ("ALE/Pong-v5", {"obs_type": "smell"}, "does not take obs_type='smell': .* needs obs_type='rgb'"),
+        ("ALE/Pong-v5", {"obs_type": "ram"}, "does not take obs_type='ram': .* needs obs_type='rgb'"),
+        ("ALE/Pong-v5", {"frameskip": 4}, "does not take frameskip=4: .* needs frameskip=1"),
     ],
 )
 def test_whatever_a_constructor_raises_names_the_arguments(env_id: str, kwargs: dict[str, Any], message: str) -> None:
@@ -239,6 +241,16 @@ def test_id_behind_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         del gym.registry["Maze-v0"]
         del sys.modules["mazes"]
+
+
+def test_an_episode_of_minatar_begins_without_the_last_one() -> None:
+    pytest.importorskip("minatar")
+    env = make_env("MinAtar/Breakout-v1", seed=0)
+    game = env.get_attr("game")[0]
+    game.last_action = 3
+    env.reset()
+    assert game.last_action == 0
+    env.close()
 
 
 def test_an_evaluation_cuts_what_never_ends() -> None:

@@ -147,18 +147,18 @@ def test_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         limit=150,
         test_per_class=5,
         seeds=(0, 1),
-        save=tmp_path / "study",
+        save=tmp_path / "study_1.5",
     )
     rows = transfer.main(settings)
     assert len(rows) == 2 * 2 * 4
     assert all(0.2 < row.accuracy <= 1.0 for row in rows if row.readout == "sparse kernel")
     assert "| cnn | 5 |" in capsys.readouterr().out
-    text = (tmp_path / "study.md").read_text()
+    text = (tmp_path / "study_1.5.md").read_text()
     assert "all but the test part" in text
     assert "commit" in text
-    with (tmp_path / "study.csv").open() as file:
+    with (tmp_path / "study_1.5.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
-    assert (tmp_path / "study.png").stat().st_size > 0
+    assert (tmp_path / "study_1.5.png").stat().st_size > 0
 
 
 def test_intervals_are_students() -> None:
