@@ -24,7 +24,7 @@ try:
     import numba
 
     # Switched off, numba returns Python as it is, which is slower than PyTorch.
-    AVAILABLE = not numba.config.DISABLE_JIT
+    AVAILABLE = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]  # set when it is imported
 except ImportError:
     AVAILABLE = False
 
