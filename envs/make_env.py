@@ -36,7 +36,9 @@ ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 # SB3's wrapper repeats each action over four frames, so the emulator must not do it as well. Sticky actions stay at the
 # 0.25 per frame that a v5 id promises: the stochastic protocol of Machado et al., *Revisiting the Arcade Learning
 # Environment*, 2018, section 5. The emulator draws them per frame, so where the frames are skipped changes nothing.
-ATARI_KWARGS = {"frameskip": 1, "repeat_action_probability": 0.25}
+ATARI_KWARGS = {"frameskip": 1, "obs_type": "rgb", "repeat_action_probability": 0.25}
+OF_THE_PREPROCESSING = ("frameskip", "obs_type")
+"""Arguments of an Atari game that SB3's wrapper counts on: it repeats actions and greys frames by itself."""
 
 gym.register_envs(ale_py)
 gym.register_envs(tabular)
@@ -165,11 +167,11 @@ def _check_batched(env_id: str, space: spaces.Space[Any]) -> None:
 
 def _check_preprocessed(env_id: str, kwargs: dict[str, Any]) -> None:
     """Refuse arguments of an Atari game whose frames the preprocessing could not take."""
-    for name, taken in (("frameskip", 1), ("obs_type", "rgb")):
-        if (value := kwargs.get(name, taken)) != taken:
+    for name in OF_THE_PREPROCESSING:
+        if kwargs[name] != ATARI_KWARGS[name]:
             raise EnvironmentArgumentError(
-                f"{env_id} does not take {name}={value!r}: SB3's preprocessing repeats actions and greys frames by "
-                f"itself, and needs {name}={taken!r}; leave it out"
+                f"{env_id} does not take {name}={kwargs[name]!r}: SB3's preprocessing repeats actions and greys frames "
+                f"by itself, and needs {name}={ATARI_KWARGS[name]!r}; leave it out"
             )
 
 
