@@ -247,6 +247,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
     "name",
     [
         "proof",
+        "control",
         "baselines",
         "qrdqn",
         "continuous",
