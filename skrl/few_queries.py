@@ -45,17 +45,17 @@ class FewQueries:
     ) -> None:
         index = support.index
         assert isinstance(index, ExactIndex)
-        points = index.features.detach().numpy()
+        points = index.features.detach()
         self.dtype, self.dim = support.points.dtype, points.shape[1]
-        scale = torch.as_tensor(lengthscale, dtype=self.dtype).expand(self.dim)
+        scale = torch.as_tensor(lengthscale, dtype=self.dtype, device=points.device).expand(self.dim)
         self.tiled = index.is_tiled
-        columns, norms = index.tiles() if self.tiled else (torch.zeros(0, 0, 0, 0), index.half_norms)
+        columns, norms = index.tiles() if self.tiled else (points.new_zeros(0, 0, 0, 0), index.half_norms)
         flat_norms = norms if self.tiled else norms.view(1, 1, -1)
         origin = support.centre if index.centre is None else support.centre + index.centre.flatten() * scale
-        self.points, self.targets = points, targets.detach().numpy()
+        self.points, self.targets = points.numpy(), targets.detach().numpy()
         self.origin, self.scale = origin.numpy(), scale.contiguous().numpy()
         self.columns, self.half_norms = columns.to(self.dtype).numpy(), flat_norms.numpy()
-        self.jitters: Array = np.array(JITTERS, points.dtype)
+        self.jitters: Array = np.array(JITTERS, self.points.dtype)
         self.k = min(k, len(points))
         self.width = columns.shape[2] if self.tiled else self.dim
         self.code, self.ridge, self.windowed = CODES[type(kernel)], ridge, localisation == "continuous"

@@ -27,7 +27,7 @@ from skrl.kernels.algebra import Kernel
 from skrl.kernels.distances import DIFFERENCES_DIM, centred_points, within_reach
 from skrl.kernels.formulas import make_kernel
 from skrl.modes import full_precision, precise, traced, transformed, wants_gradient
-from skrl.search.exact import ExactSearch
+from skrl.search.exact import as_search
 from skrl.search.neighbors import (
     Localisation,
     NeighborIndex,
@@ -97,7 +97,7 @@ def make_support(
     check_lengthscale(lengthscale, features.shape[1], features.dtype)
     points, centre, half_norms = centred_points(features, lengthscale)
     points = points.contiguous()
-    index = (search or ExactSearch()).index(points, half_norms)
+    index = as_search(search).index(points, half_norms)
     return Support(points, centre.squeeze(0), half_norms.isfinite(), index)
 
 

@@ -15,13 +15,18 @@ M = TypeVar("M", bound="KeepsFloat32")
 
 
 def traced() -> bool:
-    """Whether nobody may look at values: while torch.compile or torch.export reads the code, and within torch.func."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether nobody may look at values.
+
+    While torch.compile, torch.export or torch.jit.trace reads the code, and within torch.func.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def transformed() -> bool:
     """Whether a function transform such as ``torch.func.jvp`` calls, whose tensors do not say what they carry."""
-    return traced() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def batched(*values: torch.Tensor) -> bool:

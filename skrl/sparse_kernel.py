@@ -27,7 +27,7 @@ from skrl.functional import PriorMean, find, local_systems, prior_residuals, spa
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
 from skrl.modes import KeepsFloat32, forwards, full_precision, precise, traced, wants_gradient
-from skrl.search.exact import ExactSearch
+from skrl.search.exact import as_search
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation, gather_points
 from skrl.shapes import Float, Shaped, Tensor
 from skrl.solve.local_solve import Prediction
@@ -41,6 +41,9 @@ SMALLEST_RIDGE = 1e-8
 """A learned ridge starts here at least, since it is learned through its logarithm."""
 
 SETS = ("features", "targets", "points")
+
+FIXED = frozenset(("features", "targets", "fixed_lengthscale", "fixed_ridge"))
+"""Buffers of a module that learns nothing."""
 
 
 class SparseKernel(KeepsFloat32):
@@ -101,7 +104,7 @@ class SparseKernel(KeepsFloat32):
         super().__init__()
         self.kernel, self.localisation = kernel, localisation
         self.k = as_neighbors(k)
-        self.prior_mean, self.search = prior_mean, search or ExactSearch()
+        self.prior_mean, self.search = prior_mean, as_search(search)
         self._supports, self._short_way = SupportCache(), ShortWay()
         for name, value in zip(SETS, (features, targets, points), strict=True):
             self._fix_or_learn(name, value)
@@ -245,16 +248,22 @@ class SparseKernel(KeepsFloat32):
         return ", ".join(parts)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take the number of rows of every set from the state; its width has to match."""
-        for name in SETS:
-            own, given = getattr(self, name), state_dict.get(prefix + name)
-            if own is None or given is None or given.shape == own.shape or given.shape[1:] != own.shape[1:]:
-                continue
-            if isinstance(own, nn.Parameter):
-                own.data, own.grad = own.data.new_zeros(given.shape), None
-            else:
-                setattr(self, name, own.new_zeros(given.shape))
+        """Take the number of rows of every set from the state; widths have to match, and features and targets."""
+        own = {name: value for name in SETS if (value := getattr(self, name)) is not None}
+        given = {name: state_dict.get(prefix + name, value) for name, value in own.items()}
+        counts = {given[name].shape[:1] for name in ("features", "targets") if name in given}
+        # Otherwise torch says which shapes differ, and no set is left with the room of another.
+        if len(counts) < 2 and all(given[name].shape[1:] == value.shape[1:] for name, value in own.items()):
+            for name, value in own.items():
+                if given[name].shape != value.shape:
+                    self._make_room(name, value, given[name].shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _make_room(self, name: str, own: Tensor, shape: torch.Size) -> None:
+        if isinstance(own, nn.Parameter):
+            own.data, own.grad = own.data.new_zeros(shape), None
+        else:
+            setattr(self, name, own.new_zeros(shape))
 
     def _fix_or_learn(self, name: str, value: Tensor | None) -> None:
         if isinstance(value, nn.Parameter):
@@ -297,13 +306,17 @@ class SparseKernel(KeepsFloat32):
                 self.register_buffer(f"fixed_{name}", value)
 
     def _setting(self, name: str) -> Tensor | None:
-        logarithm = self._parameters.get(f"log_{name}")
-        return self._buffers[f"fixed_{name}"] if logarithm is None else logarithm.exp()
+        # As attributes, for whoever parametrises, prunes or replaces them.
+        logarithm: Tensor | None = None if f"fixed_{name}" in self._buffers else getattr(self, f"log_{name}", None)
+        setting: Tensor | None = getattr(self, f"fixed_{name}") if logarithm is None else logarithm.exp()
+        return setting
 
     def _answer_few(self, queries: Tensor) -> Prediction | None:
         """Few queries of fixed supports by the shortest way, where it may be taken."""
         tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
-        fixed = not self._parameters and self.prior_mean is None and not wants_gradient(queries, *tensors)
+        # What was parametrised or replaced by an attribute is no buffer any more.
+        kept = not self._parameters and self._buffers.keys() >= FIXED
+        fixed = kept and self.prior_mean is None and not wants_gradient(queries, *tensors)
         if not fixed or not queries.is_cpu or traced() or forwards():
             return None
         settings = self.kernel, self.k, self.localisation, self.search

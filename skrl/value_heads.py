@@ -18,7 +18,7 @@ from skrl.kernels.distances import safe_sqrt
 from skrl.kernels.formulas import make_kernel
 from skrl.memory.support_memory import SupportMemory
 from skrl.modes import KeepsFloat32, full_precision, precise, traced, transformed
-from skrl.search.exact import ExactSearch
+from skrl.search.exact import as_search
 from skrl.search.neighbors import Localisation, NeighborSearch, check_localisation
 from skrl.shapes import Float, Tensor
 from skrl.solve.cholesky import invert
@@ -85,7 +85,7 @@ class ValueHead(KeepsFloat32, ABC):
         check_localisation(localisation)
         self.memory = SupportMemory(actions, capacity, feature_dim)
         self.kernel, self.k, self.ridge = make_kernel(kernel, feature_dim), min(k, capacity), ridge
-        self.search, self.localisation = search or ExactSearch(), localisation
+        self.search, self.localisation = as_search(search), localisation
         self.register_buffer("lengthscale", torch.ones(()))
         self.register_buffer("ridge_scale", torch.ones(()))
         self.register_buffer("amplitude", torch.zeros(()))

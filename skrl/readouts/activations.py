@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -109,7 +110,7 @@ def collect_features(
     backbone: nn.Module | None = None,
     device: torch.device | str | None = None,
     head: nn.Module | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Any]:
     """Features and targets of all batches, through a frozen backbone.
 
     Args:
@@ -119,7 +120,7 @@ def collect_features(
         head: a part of the backbone whose input are the features; the backbone's output when it is no part of it.
 
     Returns:
-        Features, [n, …], and targets, [n, …].
+        Features, [n, …], and targets, [n, …], a tensor but for text, which is an array.
 
     Raises:
         ValueError: a batch is not a pair, there is none, or the backbone never reaches the head.
@@ -134,8 +135,17 @@ def collect_features(
                 features.append(x)
             else:
                 features.append(_input_of(head, backbone, x) if inside and head is not None else backbone(x))
-            targets.append(torch.as_tensor(y))
-    return torch.cat(features), torch.cat(targets)
+            targets.append(y)
+    return torch.cat(features), joined_targets(targets)
+
+
+def joined_targets(parts: Sequence[Any]) -> Any:
+    """Targets of all batches: a tensor, [n, …], or, where they are text, an array."""
+    if all(isinstance(part, Tensor) for part in parts):
+        return torch.cat(list(parts))
+    arrays = [part.cpu().numpy() if isinstance(part, Tensor) else np.asarray(part) for part in parts]
+    joined = np.concatenate(arrays)
+    return joined if joined.dtype.kind in "OSU" else torch.from_numpy(joined)
 
 
 def _input_of(head: nn.Module, backbone: nn.Module, x: Any) -> Tensor:

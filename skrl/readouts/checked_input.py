@@ -61,6 +61,30 @@ def as_features(
     return features
 
 
+def feature_names(X: Any) -> Array | None:
+    """Names of the columns of a table, [d], as scikit-learn takes them; None unless all are text."""
+    columns = getattr(X, "columns", None)
+    if columns is None or not all(isinstance(name, str) for name in columns):
+        return None
+    return np.array(list(columns), dtype=object)
+
+
+def check_feature_names(X: Any, seen: Array | None, owner: str) -> None:
+    """Columns of a table are those that were seen when fitting, in their order; data without names pass.
+
+    Raises:
+        ValueError: they are not.
+    """
+    names = feature_names(X)
+    if names is None or seen is None or np.array_equal(names, seen):
+        return
+    how = "are in another order" if sorted(names) == sorted(seen) else "differ"
+    raise ValueError(
+        f"The feature names should match those that were passed during fit, but they {how}: {owner} was fitted to "
+        f"{', '.join(seen)}; give X[fitted.feature_names_in_]"
+    )
+
+
 def as_real_targets(y: Any, features: Float[Tensor, "samples dim"], owner: str) -> Float[Tensor, "samples ..."]:
     """Regression targets as they are, in float64 on the CPU, [n] or [n, c].
 
@@ -68,6 +92,7 @@ def as_real_targets(y: Any, features: Float[Tensor, "samples dim"], owner: str) 
         ValueError: missing, of another length than the features, not finite, or of more than two dimensions.
     """
     _refuse_missing(y, owner)
+    _refuse_complex(isinstance(y, Tensor) and y.is_complex())
     values = y.detach() if isinstance(y, Tensor) else torch.from_numpy(_float_array(y, "y"))
     targets = values.to("cpu", torch.float64)
     if targets.dim() not in (1, 2):

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from skrl.readouts.checked_input import (
     as_labels,
     as_real_targets,
     as_sample_weights,
+    check_feature_names,
     distinct_labels,
+    feature_names,
     like,
     not_fitted_error,
     rounded_targets,
@@ -46,6 +48,12 @@ class Readout(KeepsFloat32, ABC):
     Subclasses store their settings, then say how tensors are fitted (``_fit``), how room is made for a state dict
     (``_allocate``), and ``forward``.
     """
+
+    KEPT_BESIDES: ClassVar[tuple[str, ...]] = ("n_features_in",)
+    """What a state dict holds besides tensors, those of the parents apart."""
+
+    ANY_ROWS: ClassVar[tuple[str, ...]] = ()
+    """Fitted tensors that take any number of rows from a state."""
 
     n_features_in_: int
     _anchor: Tensor
@@ -90,6 +98,10 @@ class Readout(KeepsFloat32, ABC):
             raise
         self._anchor = features.new_empty(0)
         self.n_features_in_ = features.shape[1]
+        self.__dict__.pop("feature_names_in_", None)
+        names = feature_names(X)
+        if names is not None:
+            self.feature_names_in_ = names
         return self
 
     def fit_loader(
@@ -146,6 +158,7 @@ class Readout(KeepsFloat32, ABC):
         """Take over what :meth:`get_extra_state` gave."""
         if state:
             self.n_features_in_ = state["n_features_in"]
+            self.__dict__.pop("feature_names_in_", None)  # of another fit
 
     def extra_repr(self) -> str:
         """Settings that differ from their defaults."""
@@ -186,6 +199,7 @@ class Readout(KeepsFloat32, ABC):
 
     def _checked(self, X: Any) -> Tensor:
         self._require_fit()
+        check_feature_names(X, self.__dict__.get("feature_names_in_"), type(self).__name__)
         return as_features(X, self._anchor.device, type(self).__name__, self.n_features_in_)
 
     def _require_fit(self) -> None:
@@ -204,28 +218,55 @@ class Readout(KeepsFloat32, ABC):
                 "fitting; pool or flatten them first"
             )
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Make room first when the saved tensors have other shapes, so that a state loads at any number of supports."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room first when the saved tensors have other shapes, so that a state loads at any number of supports.
+
+        One that is of something else is an error, also where ``strict`` is false, and nothing of it is taken over.
+        """
         saved = {
             name.removeprefix(prefix): value
             for name, value in state_dict.items()
             if name.startswith(prefix) and isinstance(value, Tensor)
         }
+        kept, before = state_dict.get(f"{prefix}_extra_state", {}), self._memento()
+        needed = {name for base in type(self).__mro__ for name in base.__dict__.get("KEPT_BESIDES", ())}
+        if saved and kept.keys() == needed and (self._has_room_for(saved) or self._make_room_for(saved)):
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+        elif not saved and not kept:
+            super()._load_from_state_dict(state_dict, prefix, *rest)  # which says what is missing
+        else:
+            self._restore(before)
+            rest[-1].append(
+                f"{prefix.removesuffix('.') or 'the state'} is not of a fitted {type(self).__name__} with these "
+                f"settings: it holds {', '.join(sorted([*saved, *kept]))}"
+            )
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                del state_dict[name]  # no part of it replaces what is fitted
+
+    def _has_room_for(self, saved: Mapping[str, Tensor]) -> bool:
+        """Whether the fitted tensors are those of a state, of any number of rows where they take any."""
         present = {name: value.shape for name, value in self.state_dict().items() if isinstance(value, Tensor)}
-        if saved and present != {name: value.shape for name, value in saved.items()}:
-            dtype = self._anchor.dtype if self._is_fitted() else None
-            blank = {
-                name: torch.zeros_like(value, dtype=dtype, device=self._anchor.device) for name, value in saved.items()
-            }
-            # A state of something else lacks the names; torch says which.
-            with suppress(KeyError):
-                self._allocate(blank)
-                self._anchor = next(iter(blank.values())).new_empty(0)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        return present.keys() == saved.keys() and all(
+            saved[name].shape == shape or (name in self.ANY_ROWS and saved[name].shape[1:] == shape[1:])
+            for name, shape in present.items()
+        )
+
+    def _make_room_for(self, saved: Mapping[str, Tensor]) -> bool:
+        """Replace the fitted tensors by zeros of the shapes of a state; false when it needs others."""
+        dtype = self._anchor.dtype if self._is_fitted() else None
+        blank = {
+            name: torch.zeros_like(value, dtype=dtype, device=self._anchor.device) for name, value in saved.items()
+        }
+        with suppress(KeyError):
+            self._allocate(blank)
+            self._anchor = next(iter(blank.values())).new_empty(0)
+        return self._has_room_for(saved)
 
 
 class Regressor(Readout):
     """A readout with real targets; ``forward`` gives [B, c]."""
+
+    KEPT_BESIDES: ClassVar[tuple[str, ...]] = ("one_dimensional",)
 
     _one_dimensional: bool = True
 
@@ -287,6 +328,8 @@ class Classifier(Readout):
     As targets of a cross entropy take positions in ``classes_``, which are the labels themselves when those are
     0 … C−1.
     """
+
+    KEPT_BESIDES: ClassVar[tuple[str, ...]] = ("classes", "dtype")
 
     classes_: Array
 

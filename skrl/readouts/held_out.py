@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from skrl.kernels.formulas import make_kernel
-from skrl.search.exact import ExactSearch
+from skrl.search.exact import as_search
 from skrl.search.neighbors import Localisation, NeighborSearch, gather_points, local_neighbors
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_solve import factorise
@@ -72,7 +72,7 @@ def held_out(
     count, size = len(points), k + 1
     probes = max(1, min(count, probes, MAX_GRAM // size**2))
     positions = torch.linspace(0, count - 1, probes, device=points.device, dtype=torch.float64).round().long()
-    index = (search or ExactSearch()).index(points)
+    index = as_search(search).index(points)
     neighbors, radius = local_neighbors(index, points[positions], points, size, localisation)
     system = factorise(neighbors, points, make_kernel(kernel.kernel, points.shape[1]), 1.0, ridge, radius)
     local = gather_points(targets, neighbors.indices).to(system.factor.dtype)

@@ -15,10 +15,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
-from skrl.readouts.activations import Pooling, batches, device_of, evaluation_mode, pooled, recorded_outputs
+from skrl.readouts.activations import (
+    Pooling,
+    batches,
+    device_of,
+    evaluation_mode,
+    joined_targets,
+    pooled,
+    recorded_outputs,
+)
 from skrl.readouts.linear_readouts import LinearClassifier, LinearRegressor
 from skrl.readouts.sparse_kernel_readouts import SparseKernelClassifier, SparseKernelRegressor
 from skrl.shapes import Tensor
@@ -157,7 +166,7 @@ def probe_layers(
     device = device or device_of(model)
     activations, targets = _activations(model, modules, train, pooling, device, skip_others=layers is None)
     test_activations, test_targets = _activations(model, modules, test, pooling, device, skip_others=layers is None)
-    regression = targets.is_floating_point()
+    regression = isinstance(targets, Tensor) and targets.is_floating_point()
     readouts = _default_readouts(regression) if readouts is None else readouts
     scores = []
     for layer, features in activations.items():
@@ -199,7 +208,7 @@ def _activations(
     pooling: Pooling,
     device: torch.device | str | None,
     skip_others: bool,
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Any]:
     """Pooled activations of every module, in the order in which they first gave one, and the targets."""
     collected: dict[str, list[Tensor]] = {}
     targets: list[Tensor] = []
@@ -213,14 +222,14 @@ def _activations(
             x = torch.as_tensor(x, device=device)
             samples = len(x)
             model(x)
-            targets.append(torch.as_tensor(y))
+            targets.append(y)
             for name in list(outputs) if skip_others else modules:
                 rows = outputs.get(name, "nothing, for it did not run")
                 if isinstance(rows, Tensor):
                     collected.setdefault(name, []).append(rows)
                 elif not skip_others:
                     raise ValueError(f"layer '{name}' gave {rows}, but a probe needs a tensor with one row per sample")
-    return {name: torch.cat(rows) for name, rows in collected.items()}, torch.cat(targets)
+    return {name: torch.cat(rows) for name, rows in collected.items()}, joined_targets(targets)
 
 
 def _rows(output: Any, samples: int, pooling: Pooling) -> Tensor | str:
@@ -244,10 +253,13 @@ def _as_loader(data: tuple[Any, Any] | Iterable[Any], precision: torch.dtype) ->
         return data
     if len(data) != 2:
         raise ValueError(f"data is a tuple of {len(data)}, but must be a pair (x, y) or batches of such pairs")
-    x, y = (torch.as_tensor(values) for values in data)
-    if not isinstance(data[0], Tensor) and x.is_floating_point():
-        x = x.to(precision)  # numpy's numbers are float64 unasked
-    return zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
+    x, y = (values if isinstance(values, Tensor) else np.asarray(values) for values in data)
+    if not isinstance(x, Tensor):
+        x = torch.from_numpy(np.array(x))
+        x = x.to(precision) if x.is_floating_point() else x  # numpy's numbers are float64 unasked
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} samples, but y has {len(y)}; give one target for each")
+    return ((x[start : start + BATCH], y[start : start + BATCH]) for start in range(0, len(x), BATCH))
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ G. Santin, *Differentiable Kernel Ridge Regression for Deep Learning Pipelines*,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -70,6 +70,9 @@ class SparseKernelReadout(Readout):
         search: how neighbours are found; exact by default.
         random_state: seed of the draw.
     """
+
+    KEPT_BESIDES: ClassVar[tuple[str, ...]] = ("k",)
+    ANY_ROWS: ClassVar[tuple[str, ...]] = ("sparse_kernel_.features", "sparse_kernel_.targets")
 
     scaling_: FeatureScaling
     sparse_kernel_: SparseKernel
@@ -230,6 +233,9 @@ class SparseKernelRegressor(SparseKernelReadout, Regressor):
 
     def _fit(self, features: Tensor, targets: Tensor) -> None:
         mean = targets.mean(0)
+        if not mean.isfinite().all():  # though they are: their sum overflows
+            unit = targets.abs().amax(0).clamp(min=torch.finfo(targets.dtype).tiny)
+            mean = unit * (targets / unit).mean(0)
         # In units of the largest deviation, whose square may overflow.
         largest = (targets - mean).abs().amax(0).clamp(min=torch.finfo(targets.dtype).tiny)
         spread = largest * ((targets - mean) / largest).square().mean(0).sqrt()

@@ -127,6 +127,22 @@ class ExactSearch(NeighborSearch):
         return ExactIndex(features, half_norms)
 
 
+def as_search(search: object) -> NeighborSearch:
+    """A search as it is given, exact search where none is.
+
+    Raises:
+        TypeError: it is no search.
+    """
+    if search is None:
+        return ExactSearch()
+    if not isinstance(search, NeighborSearch):
+        raise TypeError(
+            f"search is {search!r}, but must be a NeighborSearch, such as ExactSearch() or HnswSearch(), or None for "
+            "the exact one"
+        )
+    return search
+
+
 def smallest(
     scores: Float[Tensor, "*batch points"], k: int
 ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:

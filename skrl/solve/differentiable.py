@@ -62,7 +62,7 @@ def differentiable_means(
         k: neighbours per query.
         localisation: hard or continuous.
     """
-    ridge = torch.as_tensor(ridge, dtype=points.dtype)
+    ridge = torch.as_tensor(ridge, dtype=points.dtype, device=points.device)
     means, variances = _Means.apply(queries, points, targets, ridge, found, present, kernel, k, localisation)  # type: ignore[no-untyped-call]
     return means, variances
 

@@ -13,7 +13,7 @@ from skrl.functional import make_support
 from skrl.kernels.algebra import Kernel
 from skrl.kernels.formulas import make_kernel
 from skrl.modes import full_precision, precise
-from skrl.search.exact import ExactSearch
+from skrl.search.exact import as_search
 from skrl.search.neighbors import Localisation, Neighbors, NeighborSearch, gather_points
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_solve import factorise
@@ -59,7 +59,7 @@ def tune(
     *,
     k: int | Sequence[int] = (16, 32, 64),
     lengthscale: Float[Tensor, ""] | Float[Tensor, " dim"] | float | None = None,
-    ridge: float | None = None,
+    ridge: Float[Tensor, ""] | float | None = None,
     objective: Objective = "error",
     search: NeighborSearch | None = None,
     localisation: Localisation = "hard",
@@ -94,6 +94,7 @@ def tune(
     candidates = sorted(set(k)) if isinstance(k, tuple) else [k]
     if ridge is not None:
         check_ridge(ridge)
+        ridge = float(ridge)
     _check(features, residuals, candidates, probes, rounds)
     kernel = make_kernel(kernel, max(1, features.shape[1]))
     finite = features.isfinite().all(-1) & residuals.isfinite().all(-1)
@@ -206,7 +207,7 @@ def neighbor_lengthscale(
     Returns:
         A positive scalar, detached.
     """
-    search = search or ExactSearch()
+    search = as_search(search)
     with torch.no_grad():
         features = precise(features)
         queries = features.index_select(-2, probe_rows(features.shape[-2], device=features.device))

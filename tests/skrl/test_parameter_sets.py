@@ -16,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
-from skrl import KERNELS, Prediction, SparseKernel, sparse_kernel, tune
+from skrl import KERNELS, ExactSearch, Prediction, SparseKernel, sparse_kernel, tune
 from skrl.checks import check_tensor
 from skrl.tuning.leave_one_out import leave_one_out_loss
 
@@ -551,3 +552,102 @@ def test_few_queries_see_targets_that_are_not_finite() -> None:
         for rows in (1, 7):
             with pytest.raises(ValueError, match=r"targets row 0 is not finite"):
                 kernel(data.points[:rows])
+
+
+class Raised(nn.Module):
+    """Of every number so much more."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value + 0.25
+
+
+@pytest.mark.parametrize("name", ["features", "targets", "fixed_lengthscale", "fixed_ridge"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_is_parametrised_is_read_anew(name: str, learned: bool) -> None:
+    features, targets, queries = sets()
+    first = nn.Parameter(features) if learned else features
+    model = SparseKernel(first, targets, **KERNEL)
+    model(queries)  # which prepares the shortest way for the buffers of now
+    parametrize.register_parametrization(model, name, Raised())
+    for _ in range(2):
+        expected = sparse_kernel(
+            queries, model.features, model.targets, k=6, lengthscale=model.lengthscale, ridge=model.ridge
+        )
+        torch.testing.assert_close(model(queries), expected.mean)
+        with torch.no_grad():
+            model.parametrizations[name].original.mul_(1.5)
+    assert model(queries).requires_grad == learned
+
+
+@pytest.mark.parametrize("name", ["lengthscale", "ridge"])
+def test_a_learned_setting_can_be_parametrised_or_pruned(name: str) -> None:
+    features, targets, queries = sets()
+    model = SparseKernel(features, targets, learn_kernel=True, **KERNEL)
+    expected = KERNEL | {name: math.exp(math.log(KERNEL[name]) + 0.25)}
+    parametrize.register_parametrization(model, f"log_{name}", Raised())
+    torch.testing.assert_close(model(queries), sparse_kernel(queries, features, targets, **expected).mean)
+    pruned = SparseKernel(features, targets, learn_kernel=True, **KERNEL)
+    prune.custom_from_mask(pruned, f"log_{name}", torch.zeros(()))
+    torch.testing.assert_close(
+        pruned(queries), sparse_kernel(queries, features, targets, **(KERNEL | {name: 1.0})).mean
+    )
+
+
+def test_supports_that_another_network_gives_carry_its_gradient() -> None:
+    features, targets, queries = sets()
+    model = SparseKernel(features, targets, **KERNEL)
+    shift = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    del model.features
+    model.features = features + shift
+    model(queries).sum().backward()
+    assert shift.grad is not None
+    assert shift.grad.abs().sum() > 0.0
+
+
+@pytest.mark.parametrize("name", ["features", "targets"])
+def test_a_state_whose_sets_do_not_belong_together_leaves_the_own_ones_usable(name: str) -> None:
+    features, targets, queries = sets()
+    model = SparseKernel(features, targets, **KERNEL)
+    state = SparseKernel(torch.rand(40, 3).double(), torch.rand(40, 2).double(), **KERNEL).state_dict()
+    state[name] = state[name][:25]
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(state)
+    assert model(queries).shape == (7, 2)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("search", ["hnsw", ExactSearch])
+def test_a_search_that_is_none_is_refused(search: object) -> None:
+    features, targets, queries = sets()
+    with pytest.raises(TypeError, match="must be a NeighborSearch"):
+        SparseKernel(features, targets, search=search, **KERNEL)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be a NeighborSearch"):
+        sparse_kernel(queries, features, targets, search=search, **KERNEL)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be a NeighborSearch"):
+        tune(features, targets, "matern32", search=search)  # type: ignore[arg-type]
+
+
+def test_a_ridge_in_a_tensor_is_tuned_beside() -> None:
+    features, targets, _ = sets()
+    assert tune(features, targets, "matern32", k=6, ridge=torch.tensor(0.125)) == tune(
+        features, targets, "matern32", k=6, ridge=0.1
+    )
+
+
+def test_another_default_device_changes_nothing() -> None:
+    features, targets, queries = sets()
+    model = SparseKernel(features, targets, **KERNEL)
+    with torch.device("meta"):
+        answer, row = model(queries), model(queries[:1])
+    torch.testing.assert_close(answer, sparse_kernel(queries, features, targets, **KERNEL).mean)
+    torch.testing.assert_close(row, answer[:1])
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_a_traced_kernel_answers_other_queries() -> None:
+    features, targets, queries = sets()
+    model = SparseKernel(features, targets, **KERNEL)
+    program = torch.jit.trace(model, (queries,))
+    others = torch.randn(9, 3, dtype=torch.float64)
+    torch.testing.assert_close(program(others), model(others))

@@ -87,3 +87,10 @@ def test_features_of_all_batches_without_a_gradient() -> None:
     torch.testing.assert_close(inputs, (x @ model[0].weight.mT + model[0].bias).detach())
     outside, _ = collect_features([(x, y)], model, head=nn.Linear(3, 1))
     torch.testing.assert_close(outside, features)
+
+
+def test_labels_of_a_loader_may_be_text() -> None:
+    batches = [(torch.ones(2, 3), ("a", "b")), (torch.zeros(1, 3), ["b"])]
+    features, labels = collect_features(batches)
+    assert features.shape == (3, 3)
+    assert labels.tolist() == ["a", "b", "b"]

@@ -9,6 +9,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -405,8 +406,81 @@ def test_digits_of_targets_that_the_features_precision_lacks_count() -> None:
 
 @pytest.mark.parametrize("estimator", [SparseKernelClassifier(), LinearClassifier()], ids=repr)
 def test_a_state_of_something_else_is_said_to_be_one(estimator: Readout) -> None:
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        estimator.load_state_dict(nn.Linear(3, 2).state_dict())
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="not of a fitted .* holds bias, weight"):
+            estimator.load_state_dict(nn.Linear(3, 2).state_dict(), strict=strict)
+
+
+def test_a_state_of_another_readout_or_of_other_settings_takes_nothing_from_what_is_fitted() -> None:
+    X, y = IRIS
+    features = torch.from_numpy(X).float()
+    fitted = SparseKernelClassifier(scaling="standard").fit(X, y)
+    learned = SparseKernelClassifier(scaling="standard", learn_kernel=True).fit(X[:60], y[:60])
+    logits, lengthscale = fitted(features), fitted.sparse_kernel_.lengthscale
+    for other in (SparseKernelRegressor().fit(X[:, :2], y), LinearClassifier().fit(X, y), learned):
+        for strict in (True, False):
+            with pytest.raises(RuntimeError, match="not of a fitted SparseKernelClassifier with these settings"):
+                fitted.load_state_dict(saved(other), strict=strict)
+        assert torch.equal(fitted(features), logits)
+        assert fitted.sparse_kernel_.lengthscale is lengthscale
+        with pytest.raises(ValueError, match="not fitted yet"):
+            fresh = SparseKernelClassifier()
+            with suppress(RuntimeError):
+                fresh.load_state_dict(saved(other), strict=False)
+            fresh.predict(X)
+    with pytest.raises(RuntimeError, match="1 is not of a fitted SparseKernelRegressor"):
+        nn.Sequential(nn.Identity(), SparseKernelRegressor()).load_state_dict(
+            {f"1.{k}": v for k, v in saved(fitted).items()}
+        )
+
+
+def test_a_state_of_another_size_is_taken_over_by_the_parameters_that_an_optimizer_has() -> None:
+    X, y = IRIS
+    features, labels = torch.from_numpy(X).float(), torch.from_numpy(y)
+    settings: dict[str, Any] = {"k": 8, "scaling": "standard", "learn_supports": True}
+    model, smaller = (
+        SparseKernelClassifier(**settings).fit(features[rows], labels[rows]) for rows in (..., slice(0, 120))
+    )
+    model.requires_grad_(False)
+    model.load_state_dict(saved(smaller))
+    assert torch.equal(model(features), smaller(features))
+    supports = model.sparse_kernel_.features
+    assert isinstance(supports, nn.Parameter)
+    assert not supports.requires_grad
+    optimizer = torch.optim.SGD(model.requires_grad_().parameters(), lr=1.0)
+    model.load_state_dict(saved(SparseKernelClassifier(**settings).fit(features[30:], labels[30:])))
+    before = model.sparse_kernel_.features.detach().clone()
+    nn.functional.cross_entropy(model(features), labels).backward()
+    optimizer.step()
+    assert not torch.equal(model.sparse_kernel_.features, before)
+
+
+def test_columns_of_a_table_are_known_by_name() -> None:
+    pandas = pytest.importorskip("pandas")
+    X, y = IRIS
+    table = pandas.DataFrame(X, columns=list("abcd"))
+    model = LinearClassifier().fit(table, y)
+    assert list(model.feature_names_in_) == list("abcd")
+    assert model.score(table[model.feature_names_in_], y) == model.score(X, y)
+    with pytest.raises(ValueError, match="The feature names should match .* in another order: .* fitted to a, b, c, d"):
+        model.predict(table[list("dcba")])
+    with pytest.raises(ValueError, match="they differ"):
+        model.predict(table.rename(columns={"a": "e"}))
+    assert not hasattr(model.fit(X, y), "feature_names_in_")
+
+
+def test_targets_near_the_end_of_the_precision() -> None:
+    X, _ = IRIS
+    features = torch.from_numpy(X).float()
+    large = features[:, 0] * 1e37
+    assert SparseKernelRegressor().fit(features, large).score(features, large) > 0.99
+
+
+@pytest.mark.parametrize("estimator", [SparseKernelRegressor(), LinearRegressor()], ids=repr)
+def test_complex_targets_are_refused_as_a_tensor_too(estimator: Readout) -> None:
+    X = torch.rand(20, 2)
+    with pytest.raises(ValueError, match="Complex data not supported"):
+        estimator.fit(X, torch.complex(X[:, 0], X[:, 1]))
 
 
 @pytest.mark.parametrize("first", ["labels", "numbers"])

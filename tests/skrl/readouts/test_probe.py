@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,3 +291,17 @@ def test_arrays_of_numpy_come_in_the_networks_precision(precision: torch.dtype) 
     network, readouts = nn.Linear(3, 2).to(precision), {"linear": QUICK["linear"]}
     report = probe_layers(network, train=(X[:60], y[:60]), test=(X[60:], y[60:]), readouts=readouts)
     assert len(report.layers) == 1
+
+
+def test_text_and_tables_are_labels_and_data_too() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(90, 3)), rng.integers(0, 2, 90)
+    network, readouts = nn.Linear(3, 2), {"linear": QUICK["linear"]}
+
+    def scores(labels: Any, data: Any = X) -> float:
+        report = probe_layers(network, train=(data[:60], labels[:60]), test=(data[60:], labels[60:]), readouts=readouts)
+        return report[report.layers[0], "linear"].score
+
+    assert scores(np.array(["a", "b"])[y]) == scores(y) == scores(y.tolist(), X.tolist())
+    with pytest.raises(ValueError, match="x has 60 samples, but y has 59"):
+        probe_layers(network, train=(X[:60], y[:59]), test=(X[60:], y[60:]), readouts=readouts)
