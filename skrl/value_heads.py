@@ -86,6 +86,8 @@ class ValueHead(KeepsFloat32, ABC):
         self.memory = SupportMemory(actions, capacity, feature_dim)
         self.kernel, self.k, self.ridge = make_kernel(kernel, feature_dim), min(k, capacity), ridge
         self.search, self.localisation = as_search(search), localisation
+        # How often a state was loaded, for whoever keeps something of the supports.
+        self.loads = 0
         self.register_buffer("lengthscale", torch.ones(()))
         self.register_buffer("ridge_scale", torch.ones(()))
         self.register_buffer("amplitude", torch.zeros(()))
@@ -104,6 +106,7 @@ class ValueHead(KeepsFloat32, ABC):
         """As torch does; files of before there was a scale of λ are of 1."""
         if f"{prefix}lengthscale" in state_dict:
             state_dict.setdefault(f"{prefix}ridge_scale", torch.ones_like(self.ridge_scale))
+        self.loads += 1
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     @abstractmethod

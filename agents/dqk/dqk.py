@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from agents.common.policy_kernel_settings import PolicyKernelSettings
 from agents.common.replay_view import ReplayView
@@ -67,6 +68,18 @@ class DQK(PolicyKernelSettings, DoubleDQN):
         # Transitions in the buffer when supports were placed the last time; a saved model knows it.
         self.transitions_at_placement = 0
         super().__init__(policy, env, **kwargs)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take over parameters as SB3 does; supports among them count as placed among what the buffer holds now."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.q_net.is_placed and self.transitions_at_placement == 0:
+            stored = 0 if self.replay_buffer is None else self.replay_buffer.size() * self.n_envs
+            self.transitions_at_placement = max(self.policy.kernel.capacity, stored)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps on the network and the kernels; arguments as in :class:`DoubleDQN`."""

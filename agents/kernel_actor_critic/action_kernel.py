@@ -88,13 +88,18 @@ class ActionKernel:
         dim = self.features.dim + action_dim
         self.head = config.make_head(1, dim).to(device)
         self.mean, self.scale = torch.zeros(dim, device=device), torch.ones(dim, device=device)
-        self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.generator = torch.Generator()
+        self.seed(rng)
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.transitions: Transitions | None = None
         self.view: ReplayView | None = None
         self.steps_at_rebuild, self.updates_at_rebase = 0, 0
         self.leave_one_out_error = torch.zeros((), device=device)
         self.refresh_seconds = 0.0
+
+    def seed(self, rng: np.random.Generator) -> None:
+        """Begin every random choice anew."""
+        self.generator.manual_seed(int(rng.integers(2**62)))
 
     @property
     def scalars(self) -> dict[str, float]:

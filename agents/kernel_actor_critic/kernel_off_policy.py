@@ -90,6 +90,12 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
             )
         super().train(gradient_steps, batch_size)
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed SB3's generators and the one that supports are drawn from."""
+        super().set_random_seed(seed)
+        if hasattr(self, "action_kernel"):  # SB3 seeds before it builds
+            self.action_kernel.seed(numpy_generator(seed))
+
     def dump_logs(self) -> None:
         """Write SB3's log and the ``kernel/`` scalars."""
         for name, value in self.action_kernel.scalars.items():

@@ -56,6 +56,10 @@ class KernelRefreshCallback(BaseCallback):
         before = self.model._episode_num
         return interval is not None and (before + ended) // interval > before // interval
 
+    def _on_training_end(self) -> None:
+        # SB3 leaves training mode on, in which the networks answer without R.
+        self.model.policy.set_training_mode(False)
+
     def _on_rollout_end(self) -> None:
         self.kernel.after_rollout()
 

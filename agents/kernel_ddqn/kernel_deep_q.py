@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule
 
 from agents.common.policy_kernel_settings import PolicyKernelSettings
 from agents.common.replay_view import ReplayView
@@ -26,8 +27,9 @@ class KernelDeepQ(PolicyKernelSettings):
         policy: an alias of the algorithm, or a subclass of its kernel policy.
         env: environment with discrete actions, or its id.
         kernel: settings of the kernel, as a :class:`KernelConfig` or a mapping of some of its fields.
-        bonus_schedule: posterior standard deviations that exploring adds, over the remaining progress from 1 to 0, as
-            SB3's schedules are; when left out ``kernel.exploration_bonus``, falling as ``kernel.bonus_fraction`` says.
+        bonus_schedule: posterior standard deviations that exploring adds, a number or a function of the remaining
+            progress from 1 to 0, as SB3's schedules are; when left out ``kernel.exploration_bonus``, falling as
+            ``kernel.bonus_fraction`` says.
         **kwargs: every argument of the algorithm, by name; the defaults differ where :attr:`defaults` says.
 
     Raises:
@@ -54,10 +56,10 @@ class KernelDeepQ(PolicyKernelSettings):
         env: GymEnv | str | None,
         *,
         kernel: KernelConfig | Mapping[str, Any] | None = None,
-        bonus_schedule: Schedule | None = None,
+        bonus_schedule: Schedule | float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.bonus_schedule = bonus_schedule
+        self.bonus_schedule = None if bonus_schedule is None else FloatSchedule(bonus_schedule)
         self.kernel_settings = None if kernel is None else self._read_kernel(kernel)
         self.replay_kernel = None
         settings = {**self.defaults, **kwargs}
@@ -122,6 +124,8 @@ class KernelDeepQ(PolicyKernelSettings):
                 "'network_free' belongs to KernelQ, the others to the agents with a network"
             )
         ReplayView.of(self)  # refuses a buffer that cannot be read so
+        # Saved whole, so that no other algorithm fills in its own where a file is loaded into it.
+        self.kernel_settings = asdict(self.policy.kernel)
         self._set_bonus()
 
     def _set_bonus(self) -> None:
@@ -130,9 +134,9 @@ class KernelDeepQ(PolicyKernelSettings):
         self.policy.online.bonus = float(schedule(self._current_progress_remaining))
 
     def _kernel(self) -> ReplayKernel:
-        """The kernel bound to the present buffer and normalisation; made anew when either was replaced."""
+        """The kernel bound to the present buffer, normalisation and head; made anew when one was replaced or loaded."""
         kernel = self.replay_kernel
-        if kernel is None or not kernel.view.reads(self.replay_buffer, self._vec_normalize_env):
+        if kernel is None or kernel.is_outdated or not kernel.view.reads(self.replay_buffer, self._vec_normalize_env):
             kernel = self.replay_kernel = self._make_kernel()
         # Supports follow when they are chosen next.
         kernel.view.n_steps, kernel.view.gamma = self.n_steps, self.gamma

@@ -38,8 +38,9 @@ class KernelDQNPolicy(KernelPolicy, DQNPolicy):
     """SB3's :class:`DQNPolicy` with a kernel value head in the online and the target network.
 
     Works with SB3's own ``DQN`` too: add :class:`~agents.kernel_ddqn.callback.KernelRefreshCallback`, which keeps the
-    memory fresh. Without it the memory stays empty and the policy behaves exactly as ``DQNPolicy``. Arguments as in
-    :class:`KernelPolicy`, and everything ``DQNPolicy`` takes.
+    memory fresh. Without it the memory stays empty and the policy behaves exactly as ``DQNPolicy``. Once it has been
+    filled, learning on needs the callback too, or R stays as it is while the network learns it, and counts twice.
+    Arguments as in :class:`KernelPolicy`, and everything ``DQNPolicy`` takes.
     """
 
     q_net: KernelQNetwork

@@ -89,6 +89,7 @@ class ReplayKernel:
     ) -> None:
         self.q_net, self.q_net_target, self.view = q_net, q_net_target, view
         self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
+        self.loads = self.head.loads
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.ridge = ReplicateRule(self.lengthscale)
@@ -106,6 +107,11 @@ class ReplayKernel:
         self.table = CorrectionTable(self.head, self.feature_map, view, self.reads_every_state)
         zero = torch.zeros((), device=self.head.lengthscale.device)
         self.diagnostics = Diagnostics(zero, zero, zero)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the head was loaded since, so that it has other supports than those known here."""
+        return self.head.loads != self.loads
 
     @property
     def scalars(self) -> dict[str, float]:

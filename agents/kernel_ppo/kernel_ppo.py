@@ -153,6 +153,12 @@ class KernelPPO(NormalizedPPO):
         super()._setup_model()
         self._make_critic()
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed SB3's generators and the one that supports are drawn from."""
+        super().set_random_seed(seed)
+        if hasattr(self, "critic"):  # SB3 seeds before it builds
+            self.critic.seed(numpy_generator(seed))
+
     def _make_critic(self) -> None:
         self.critic = RolloutCritic(
             self.observation_space,

@@ -87,12 +87,17 @@ class RolloutCritic:
         features = ObservationFeatures(observation_space, config.projection_dim, normalize_images, tabular)
         self.feature_map = FeatureMap(features, None).to(device)
         self.head = config.make_head(FOLDS, self.feature_map.dim).to(device)
-        self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.generator = torch.Generator()
+        self.seed(rng)
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.remembered: Remembered | None = None
         self.reward_scale = 1.0
         self.episodes = 0
         self.scalars: dict[str, float] = {}
+
+    def seed(self, rng: np.random.Generator) -> None:
+        """Begin every random choice anew."""
+        self.generator.manual_seed(int(rng.integers(2**62)))
 
     def forget(self) -> None:
         """Drop what is remembered of earlier rollouts."""

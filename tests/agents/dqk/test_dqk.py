@@ -162,6 +162,15 @@ def test_a_loaded_model_goes_on_with_its_supports(tmp_path) -> None:
     assert (loaded.q_net.perturbation.features - before).abs().max() < 0.1
 
 
+def test_supports_that_come_with_parameters_stay_as_those_of_a_file_do() -> None:
+    parameters = _model().learn(120).get_parameters()
+    model = _model()
+    model.set_parameters(parameters, device="cpu")
+    before = model.q_net.perturbation.features.detach().clone()
+    model.learn(60)
+    assert (model.q_net.perturbation.features - before).abs().max() < 0.1
+
+
 def test_an_observation_that_is_not_finite_moves_no_support() -> None:
     network = _model().q_net
     observations = torch.randn(40, 4)

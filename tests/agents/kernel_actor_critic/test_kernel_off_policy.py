@@ -116,6 +116,17 @@ def test_a_saved_model_is_loaded_by_both(cls, twin, n_steps, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
+def test_a_seed_that_is_given_later_decides_which_supports_are_drawn(cls) -> None:
+    models = [make(cls, kernel={**KERNEL, "capacity": 20}, seed=seed) for seed in (1, 2)]
+    models[1].set_parameters(models[0].get_parameters(), device="cpu")
+    for model in models:
+        model.set_random_seed(7)
+        model.learn(80)
+    assert all(map(torch.equal, models[0].policy.parameters(), models[1].policy.parameters()))
+    assert torch.equal(*(model.action_kernel.head.memory.features for model in models))
+
+
+@pytest.mark.parametrize("cls", [KernelSAC, KernelTD3])
 def test_parameters_of_another_model_begin_without_the_residuals_of_the_old_critics(cls) -> None:
     model, other = (make(cls, kernel=KERNEL, seed=seed).learn(80) for seed in (0, 1))
     observations, actions = model.replay_buffer.sample(8)[:2]

@@ -349,3 +349,27 @@ def test_counts_of_the_target_network_are_its_own() -> None:
     model.q_net_target.copy_kernel(model.q_net)
     assert (int(model.q_net.head.fallbacks), int(model.q_net_target.head.fallbacks)) == (2, 3)
     assert model._kernel().scalars["fallbacks"] == 5.0
+
+
+@pytest.mark.parametrize(("saving", "loading"), [(KernelDDQN, KernelQ), (KernelQ, KernelDDQN)])
+def test_a_file_of_another_agent_is_refused_where_no_setting_was_given_either(
+    saving: type[KernelDDQN], loading: type[KernelDDQN], tmp_path: Path
+) -> None:
+    saving("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"kernel.head is '\w+', but Kernel\w+ takes"):
+        loading.load(tmp_path / "model.zip", device="cpu")
+
+
+def test_a_bonus_is_a_number_or_a_schedule() -> None:
+    model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=KERNEL, bonus_schedule=3, **SETTINGS)
+    assert model.q_net.bonus == 3.0
+    assert model.learn(80).q_net.bonus == 3.0
+
+
+def test_networks_answer_with_the_correction_as_soon_as_a_callback_ends() -> None:
+    model = DQN(KernelDQNPolicy, "CartPole-v1", **SETTINGS).learn(200, callback=KernelRefreshCallback())
+    observations = torch.from_numpy(model.replay_buffer.observations[:50, 0])
+    with torch.no_grad():
+        correction = model.q_net.head.correction(model.q_net.feature_map(observations))
+        assert correction.any()
+        assert torch.equal(model.q_net(observations), model.q_net.prior_mean(observations) + correction)

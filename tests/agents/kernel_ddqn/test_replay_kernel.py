@@ -252,7 +252,7 @@ def test_a_loaded_buffer_gets_a_kernel_of_its_own(tmp_path) -> None:
     assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
 
 
-@pytest.mark.parametrize("replaced", ["model", "parameters", "buffer"])
+@pytest.mark.parametrize("replaced", ["model", "parameters", "policy", "buffer"])
 def test_a_resumed_model_learns_at_once_from_the_corrections_that_it_acts_on(
     replaced: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +264,8 @@ def test_a_resumed_model_learns_at_once_from_the_corrections_that_it_acts_on(
         model = KernelDDQN.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
     if replaced == "parameters":
         model.set_parameters(model.get_parameters())
+    elif replaced == "policy":
+        model.policy.load_state_dict(model.policy.state_dict())
     else:
         model.load_replay_buffer(tmp_path / "buffer.pkl")
     batches: list[TransitionBatch] = []

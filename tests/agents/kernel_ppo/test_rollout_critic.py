@@ -224,6 +224,20 @@ def test_other_parameters_begin_without_the_returns_of_the_old_policy() -> None:
     one.learn(32, reset_num_timesteps=False)
 
 
+def test_a_seed_that_is_given_later_decides_what_is_remembered() -> None:
+    models = [
+        KernelPPO(
+            "MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, kernel={"capacity": 40}, seed=seed, device="cpu"
+        )
+        for seed in (1, 2)
+    ]
+    models[1].set_parameters(models[0].get_parameters(), device="cpu")
+    for model in models:
+        model.set_random_seed(7)
+        model.learn(128)
+    assert all(map(torch.equal, models[0].policy.parameters(), models[1].policy.parameters()))
+
+
 def test_memory_stays_within_its_capacity_and_balanced() -> None:
     judge = critic(capacity=100)
     for seed in range(3):
