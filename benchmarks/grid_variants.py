@@ -30,7 +30,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         """Refuse what no folder can be called."""
-        if not self.label or "/" in self.label or self.label.startswith((".", "-")):
+        taken = self.label == "command.txt"  # of the grid itself
+        if not self.label or taken or self.label.startswith((".", "-")) or any(sign in self.label for sign in "/|"):
             raise ConfigError(f"'{self.label}' is no label; take a word that can name a folder")
 
 

@@ -142,9 +142,8 @@ def first_reaching(threshold: float, mean_returns: Scores, times: Scores) -> flo
 
 
 def _wins(x: Scores, y: Scores) -> Scores:
-    """1 where x is greater, 1/2 where both are equal: [n] and [m] give [n, m]."""
-    difference: Scores = np.sign(x[:, None] - y)
-    return (difference + 1.0) / 2.0
+    """1 where x is greater, 1/2 where both are equal but for rounding: [n] and [m] give [n, m]."""
+    return np.where(np.isclose(x[:, None], y, rtol=1e-9, atol=1e-12), 0.5, x[:, None] > y)
 
 
 def _counts(size: int, resamples: int, rng: np.random.Generator) -> Scores:

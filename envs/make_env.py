@@ -120,6 +120,10 @@ def make_env(
             f"environment '{env_id}' needs what is not installed: {_in_one_line(error)}"
         ) from error
     except Exception as error:  # constructors refuse arguments by any exception, an assertion or a KeyError among them
+        if not env_kwargs and isinstance(error, TypeError) and "required" in str(error):
+            raise EnvironmentArgumentError(
+                f"{env_id} cannot be made without arguments: {_in_one_line(error)}; give --env-kwargs.NAME VALUE"
+            ) from error
         if not env_kwargs:
             raise
         raise EnvironmentArgumentError(f"{env_id} does not take {env_kwargs}: {_in_one_line(error)}") from error
@@ -135,8 +139,8 @@ def require_known(env_id: str) -> None:
     """
     if env_id.lower().startswith(MINATAR_NAMESPACE.lower()):
         _register_minatar()
-    module, _, name = env_id.rpartition(":")
-    if module:
+    module, colon, name = env_id.rpartition(":")
+    if colon:
         _import_registering(module, env_id)
     if name not in registry:
         raise UnknownEnvironmentError(f"unknown environment '{env_id}'; did you mean '{nearest_id(name)}'?")
@@ -204,6 +208,8 @@ def _preprocessed_id(name: str) -> str:
 
 
 def _import_registering(module: str, env_id: str) -> None:
+    if not module:
+        raise UnknownEnvironmentError(f"environment '{env_id}' names no module before its colon; leave the colon out")
     if module.startswith("."):
         raise UnknownEnvironmentError(
             f"environment '{env_id}' imports '{module}', but relative to what? Give the module's whole name"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -203,6 +204,21 @@ def test_finished_run_needs_force(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(tmp_path, "--agent", "dqn", "--seed", "1", "--force") == 0
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
     assert len(list(tmp_path.glob("events.*"))) == 1
+
+
+def test_a_job_that_is_stopped_keeps_what_it_learned(tmp_path: Path) -> None:
+    words = ["--agent", "ddqn", "--env", "CartPole-v1", "--total-timesteps", "1000000", "--n-evaluations", "1"]
+    program = [sys.executable, "train.py", *words, "--learning-starts", "10", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(program, cwd=Path(train.__file__).parent, stderr=subprocess.PIPE, text=True) as job:
+        late = time.monotonic() + 60.0
+        while not list(tmp_path.glob("run/events.*")):
+            assert time.monotonic() < late, "it has not begun to learn"
+            time.sleep(0.05)
+        job.terminate()
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert "model.zip holds what was learned so far" in errors
+    assert (tmp_path / "run" / "model.zip").exists()
 
 
 def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(

@@ -120,7 +120,7 @@ def read_yaml(path: Path) -> Values:
         ConfigError: it cannot be read or holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read settings from {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
@@ -128,14 +128,36 @@ def read_yaml(path: Path) -> Values:
     return dict(values)
 
 
-def _read_sections(agent: str) -> dict[str, Any]:
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a name that is given twice in one mapping, of which YAML's readers keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
+            raise yaml.YAMLError(f"{', '.join(repeated)} is given twice, line {node.start_mark.line + 1} and after")
+        return super().construct_mapping(node, deep)
+
+
+def _read_sections(agent: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Defaults and environments of an agent's file, laid over those of the file that it extends."""
+    if agent in heirs:
+        raise ConfigError(f"{agent}.yaml extends itself, by way of {', '.join(heirs)}; leave one `extends` out")
     sections = {"defaults": {}, "environments": {}, **read_yaml(CONFIGS / f"{agent}.yaml")}
     for key in sections:
         if key not in SECTIONS:
-            raise UnknownSettingError(key, SECTIONS)
+            raise ConfigError(f"{agent}.yaml: {UnknownSettingError(key, SECTIONS)}")
     parent = sections.pop("extends", None)
-    return sections if parent is None else merge(_read_sections(parent), sections)
+    sections = {key: _section(agent, key, section) for key, section in sections.items()}
+    of_environments = sections["environments"]
+    sections["environments"] = {key: _section(agent, key, section) for key, section in of_environments.items()}
+    return sections if parent is None else merge(_read_sections(parent, (*heirs, agent)), sections)
+
+
+def _section(agent: str, name: str, section: object) -> Values:
+    """A section of an agent's file, which is empty where nothing stands below its name."""
+    if section is not None and not isinstance(section, Mapping):
+        raise ConfigError(f"{agent}.yaml: {name} holds {section!r}, but must hold settings, one NAME: VALUE a line")
+    return dict(section or {})
 
 
 def _checked(spec: AgentSpec, values: Mapping[str, Any], source: str, *, command_line: bool = False) -> Values:

@@ -54,7 +54,8 @@ def check_filming(env: VecEnv, folder: Path) -> None:
     Raises:
         ConfigError: the environment renders no RGB arrays, or the folder cannot be written.
     """
-    if env.render_mode != "rgb_array":
+    modes = env.get_attr("metadata", indices=0)[0].get("render_modes") or ()
+    if env.render_mode != "rgb_array" or "rgb_array" not in modes:
         raise ConfigError(NO_PICTURES)
     try:
         with TemporaryFile(dir=folder):

@@ -142,7 +142,10 @@ def _power_of_two(largest: Tensor) -> Tensor:
 def _whitening(centred: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """Scale, [d], and rotation, [d, d], that bring principal components to about the same variance."""
     samples, dim = centred.shape
-    variances, rotation = torch.linalg.eigh(centred.mT @ centred / samples)
+    covariance = centred.mT @ centred / samples
+    # Where many features are constant, eigenvalues of single precision may not converge, or come as NaN.
+    wide = covariance if covariance.device.type == "mps" else covariance.double()
+    variances, rotation = (part.to(centred.dtype) for part in torch.linalg.eigh(wide))
     floor = (WHITENING_FLOOR + WHITENING_DOUBT * dim / samples) * total / dim
     scale = (variances.clamp(min=0.0) + floor).rsqrt()
     return scale / (variances * scale.square()).sum().sqrt(), rotation

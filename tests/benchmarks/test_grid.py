@@ -185,6 +185,8 @@ def test_budgets_and_overrides_have_their_order() -> None:
         (["--overrides", "seed=3"], "'seed' is given by the grid itself"),
         (["--agents", "ddqn", "ddqn"], "two variants are called ddqn"),
         (["--agents", "a/b=ddqn"], "'a/b' is no label"),
+        (["--agents", "a|b=ddqn"], "'a|b' is no label"),
+        (["--agents", "command.txt=ddqn"], "'command.txt' is no label"),
         (["--budgets", "Pong=3"], "--budgets names Pong"),
         (["--envs", "Chain-v0", "Chian-v0"], "unknown environment 'Chian-v0'; did you mean 'Chain-v0'"),
         (["--backend", "dask"], "belong together"),

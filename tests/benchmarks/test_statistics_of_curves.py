@@ -54,6 +54,8 @@ def test_improvement_is_the_mann_whitney_statistic_with_ties_halved() -> None:
     assert probability_of_improvement([ours], [theirs]) == pytest.approx(expected)
     assert probability_of_improvement([theirs], [ours]) == pytest.approx(1 - expected)
     assert probability_of_improvement([ours, theirs], [ours, theirs]) == pytest.approx(0.5)
+    # 22 episodes of 50 won, in two orders of adding them up.
+    assert probability_of_improvement([np.array([0.43999999999999995])], [np.array([0.44000000000000006])]) == 0.5
 
 
 def test_improvement_interval_of_two_runs_by_enumeration() -> None:

@@ -141,6 +141,21 @@ def test_whatever_a_constructor_raises_names_the_arguments(env_id: str, kwargs: 
         make_env(env_id, env_kwargs=kwargs)
 
 
+def test_an_argument_that_is_needed_is_asked_for() -> None:
+    class Sized(gym.Env[Any, Any]):
+        metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+    gym.register("Sized-v0", entry_point=Sized, disable_env_checker=True)
+    try:
+        with pytest.raises(EnvironmentArgumentError, match="missing 1 .* 'size' .*; give --env-kwargs.NAME VALUE"):
+            make_env("Sized-v0")
+    finally:
+        del gym.registry["Sized-v0"]
+
+
 def test_a_size_whose_end_no_episode_reaches_is_refused() -> None:
     with pytest.raises(EnvironmentArgumentError, match="its end is 101 steps away, but an episode has 100"):
         make_env("Chain-v0", env_kwargs={"n_states": 102})
@@ -195,6 +210,7 @@ def test_an_atari_game_without_its_preprocessing_is_refused(env_id: str, remedy:
     [
         ("no_such_module.envs:Thing-v0", "imports a module that is missing: No module named 'no_such_module'"),
         (".foo:Thing-v0", "imports '.foo', but relative to what"),
+        (":CartPole-v1", "':CartPole-v1' names no module before its colon"),
         ("NeedsMore-v0", "environment 'NeedsMore-v0' needs what is not installed: No module named 'no_such_module'"),
     ],
 )

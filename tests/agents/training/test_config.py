@@ -377,3 +377,35 @@ def test_what_no_command_line_can_give_is_refused(value: object) -> None:
 @pytest.mark.parametrize("agent", ["kernel_ddqn", "kernel_q", "kernel_qrdqn"])
 def test_the_kernel_of_the_command_line_is_that_of_the_class(agent: str) -> None:
     assert from_words("--agent", agent).kernel == KernelConfig.read(None, AGENTS[agent].algorithm.kernel_defaults)
+
+
+@pytest.fixture
+def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of settings in place of the one of ``ddqn_1step``, among copies of all others."""
+    for file in CONFIGS.glob("*.yaml"):
+        (tmp_path / file.name).write_text(file.read_text())
+    monkeypatch.setattr("agents.training.settings.CONFIGS", tmp_path)
+    return tmp_path / "ddqn_1step.yaml"
+
+
+@pytest.mark.parametrize("text", ["extends: ddqn\ndefaults:\n", "extends: ddqn\nenvironments:\n  CartPole-v1:\n"])
+def test_a_section_with_nothing_below_it_is_empty(own_file: Path, text: str) -> None:
+    own_file.write_text(text)
+    assert agent_settings(AGENTS["ddqn_1step"], "CartPole-v1") == agent_settings(AGENTS["ddqn"], "CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("defaults: 3", "ddqn_1step.yaml: defaults holds 3, but must hold settings"),
+        ("environments: [1]", r"ddqn_1step.yaml: environments holds \[1\], but must"),
+        ("environments: {CartPole-v1: 3}", "ddqn_1step.yaml: CartPole-v1 holds 3, but must"),
+        ("extends: ddqn_1step", "ddqn_1step.yaml extends itself"),
+        ("default: {gamma: 0.9}", "ddqn_1step.yaml: .*'default'; did you mean 'defaults'"),
+        ("defaults: {gamma: 0.9, gamma: 0.8}", "ddqn_1step.yaml: gamma is given twice"),
+    ],
+)
+def test_a_file_of_another_form_is_named(own_file: Path, text: str, message: str) -> None:
+    own_file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        agent_settings(AGENTS["ddqn_1step"], "CartPole-v1")

@@ -150,3 +150,13 @@ def test_a_conversion_to_half_precision_changes_nothing(
     room.load_state_dict(fitted.state_dict())
     assert torch.equal(room(features), expected)
     assert fitted.double().shift.dtype is torch.float64
+
+
+def test_many_constant_features_can_be_whitened() -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        inputs = torch.rand(1000, 3) * 2.0 - 1.0
+        hidden = torch.relu(torch.nn.Linear(256, 256)(torch.relu(torch.nn.Linear(3, 256)(inputs))) * 3.0).detach()
+        hidden[:, torch.rand(256) < 0.7] = 0.0  # units that died
+        scaled = FeatureScaling.fit(hidden, "whitened")(hidden)
+        assert scaled.square().sum(1).mean().item() == pytest.approx(1.0, rel=1e-3)
