@@ -128,11 +128,16 @@ def read_yaml(path: Path) -> Values:
     return dict(values)
 
 
+MERGE = "tag:yaml.org,2002:merge"
+"""Of `<<`, which takes the settings of another mapping over and may stand beside names of its own."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a name that is given twice in one mapping, of which YAML's readers keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        plain = [key for key, _ in node.value if key.tag != MERGE]
+        names = [self.construct_object(key, deep=True) for key in plain]
         if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
             raise yaml.YAMLError(f"{', '.join(repeated)} is given twice, line {node.start_mark.line + 1} and after")
         return super().construct_mapping(node, deep)

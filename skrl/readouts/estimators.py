@@ -228,7 +228,8 @@ class Readout(KeepsFloat32, ABC):
             for name, value in state_dict.items()
             if name.startswith(prefix) and isinstance(value, Tensor)
         }
-        kept, before = state_dict.get(f"{prefix}_extra_state", {}), self._memento()
+        beside, before = state_dict.get(f"{prefix}_extra_state"), self._memento()
+        kept = beside if isinstance(beside, Mapping) else {}
         needed = {name for base in type(self).__mro__ for name in base.__dict__.get("KEPT_BESIDES", ())}
         if saved and kept.keys() == needed and (self._has_room_for(saved) or self._make_room_for(saved)):
             super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -150,7 +150,7 @@ def test_an_argument_that_is_needed_is_asked_for() -> None:
 
     gym.register("Sized-v0", entry_point=Sized, disable_env_checker=True)
     try:
-        with pytest.raises(EnvironmentArgumentError, match="missing 1 .* 'size' .*; give --env-kwargs.NAME VALUE"):
+        with pytest.raises(EnvironmentArgumentError, match=r"missing 1 .* 'size' .*; give --env-kwargs.NAME VALUE"):
             make_env("Sized-v0")
     finally:
         del gym.registry["Sized-v0"]

@@ -388,6 +388,11 @@ def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ddqn_1step.yaml"
 
 
+def test_a_section_may_be_merged_into_another(own_file: Path) -> None:
+    own_file.write_text("defaults: &all {gamma: 0.9}\nenvironments: {CartPole-v1: {<<: *all, batch_size: 7}}\n")
+    assert agent_settings(AGENTS["ddqn_1step"], "CartPole-v1") == {"gamma": 0.9, "batch_size": 7}
+
+
 @pytest.mark.parametrize("text", ["extends: ddqn\ndefaults:\n", "extends: ddqn\nenvironments:\n  CartPole-v1:\n"])
 def test_a_section_with_nothing_below_it_is_empty(own_file: Path, text: str) -> None:
     own_file.write_text(text)
