@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"train.py: out of memory: {error}; most of it goes to --buffer-size transitions", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interrupt:
         kept = "; model.zip holds what was learned so far" if isinstance(interrupt, InterruptedLearning) else ""
         print(f"train.py: interrupted, the run is unfinished and another may take its folder{kept}", file=sys.stderr)

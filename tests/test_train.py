@@ -206,6 +206,13 @@ def test_finished_run_needs_force(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(list(tmp_path.glob("events.*"))) == 1
 
 
+def test_a_buffer_that_memory_does_not_hold_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--agent", "ddqn", "--buffer-size", str(10**15)) == 1
+    error = capsys.readouterr().err
+    assert "train.py: out of memory: Unable to allocate" in error
+    assert "--buffer-size" in error
+
+
 def test_a_job_that_is_stopped_keeps_what_it_learned(tmp_path: Path) -> None:
     words = ["--agent", "ddqn", "--env", "CartPole-v1", "--total-timesteps", "1000000", "--n-evaluations", "1"]
     program = [sys.executable, "train.py", *words, "--learning-starts", "10", "--run-dir", str(tmp_path / "run")]
