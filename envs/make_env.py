@@ -120,13 +120,13 @@ def make_env(
             f"environment '{env_id}' needs what is not installed: {_in_one_line(error)}"
         ) from error
     except Exception as error:  # constructors refuse arguments by any exception, an assertion or a KeyError among them
-        if not env_kwargs and isinstance(error, TypeError) and "required" in str(error):
+        if env_kwargs:
+            raise EnvironmentArgumentError(f"{env_id} does not take {env_kwargs}: {_in_one_line(error)}") from error
+        if isinstance(error, TypeError) and "required" in str(error):
             raise EnvironmentArgumentError(
                 f"{env_id} cannot be made without arguments: {_in_one_line(error)}; give --env-kwargs.NAME VALUE"
             ) from error
-        if not env_kwargs:
-            raise
-        raise EnvironmentArgumentError(f"{env_id} does not take {env_kwargs}: {_in_one_line(error)}") from error
+        raise
     return VecFrameStack(env, n_stack=STACKED_FRAMES) if is_atari else env
 
 

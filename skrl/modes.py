@@ -19,9 +19,7 @@ def traced() -> bool:
 
     While torch.compile, torch.export or torch.jit.trace reads the code, and within torch.func.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or transformed()
 
 
 def transformed() -> bool:

@@ -8,9 +8,10 @@ from stable_baselines3.common.policies import BasePolicy
 from typing_extensions import Self
 
 from agents.common.derived_settings import DerivedSettings
+from agents.common.taken_parameters import TakenParameters
 
 
-class PolicyKernelSettings(DerivedSettings):
+class PolicyKernelSettings(TakenParameters, DerivedSettings):
     """Mixed in before an algorithm whose policy holds the kernel: a loaded one cannot be given another."""
 
     needed_policy: ClassVar[type[BasePolicy]]

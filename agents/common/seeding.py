@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 
 def numpy_generator(seed: int | None) -> np.random.Generator:
@@ -15,3 +16,8 @@ def numpy_generator(seed: int | None) -> np.random.Generator:
     if seed is None:
         seed = np.random.randint(2**31)  # noqa: NPY002
     return np.random.default_rng(seed)
+
+
+def seeded(generator: torch.Generator, rng: np.random.Generator) -> torch.Generator:
+    """The same generator of PyTorch, which begins anew with a draw of one of NumPy's."""
+    return generator.manual_seed(int(rng.integers(2**62)))

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.common.policy_kernel_settings import PolicyKernelSettings
 from agents.common.replay_view import ReplayView
@@ -69,22 +68,15 @@ class DQK(PolicyKernelSettings, DoubleDQN):
         self.transitions_at_placement = 0
         super().__init__(policy, env, **kwargs)
 
-    def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take over parameters as SB3 does; supports among them count as placed among what the buffer holds now."""
-        super().set_parameters(load_path_or_dict, exact_match, device)
+    def _after_new_parameters(self) -> None:
+        """Supports among them count as placed among what the buffer holds now."""
         if self.q_net.is_placed and self.transitions_at_placement == 0:
-            stored = 0 if self.replay_buffer is None else self.replay_buffer.size() * self.n_envs
-            self.transitions_at_placement = max(self.policy.kernel.capacity, stored)
+            self.transitions_at_placement = max(self.policy.kernel.capacity, self._stored())
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps on the network and the kernels; arguments as in :class:`DoubleDQN`."""
         assert self.replay_buffer is not None
-        stored, last = self.replay_buffer.size() * self.n_envs, self.transitions_at_placement
+        stored, last = self._stored(), self.transitions_at_placement
         if stored >= max(self.policy.kernel.capacity, GROWTH * last) or (self.replay_buffer.full and last == 0):
             self._place_supports(stored)
         super().train(gradient_steps, batch_size)
@@ -99,6 +91,10 @@ class DQK(PolicyKernelSettings, DoubleDQN):
     def _setup_model(self) -> None:
         super()._setup_model()
         ReplayView.of(self)  # refuses a buffer that cannot be read so
+
+    def _stored(self) -> int:
+        """Transitions in the buffer."""
+        return 0 if self.replay_buffer is None else self.replay_buffer.size() * self.n_envs
 
     def _place_supports(self, stored: int) -> None:
         view, count = ReplayView.of(self), self.policy.kernel.capacity

@@ -17,6 +17,7 @@ from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts, take
 from agents.common.replay_view import ReplayView
+from agents.common.seeding import seeded
 from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Bool, Float, Tensor
@@ -88,18 +89,13 @@ class ActionKernel:
         dim = self.features.dim + action_dim
         self.head = config.make_head(1, dim).to(device)
         self.mean, self.scale = torch.zeros(dim, device=device), torch.ones(dim, device=device)
-        self.generator = torch.Generator()
-        self.seed(rng)
+        self.generator = seeded(torch.Generator(), rng)
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.transitions: Transitions | None = None
         self.view: ReplayView | None = None
         self.steps_at_rebuild, self.updates_at_rebase = 0, 0
         self.leave_one_out_error = torch.zeros((), device=device)
         self.refresh_seconds = 0.0
-
-    def seed(self, rng: np.random.Generator) -> None:
-        """Begin every random choice anew."""
-        self.generator.manual_seed(int(rng.integers(2**62)))
 
     @property
     def scalars(self) -> dict[str, float]:

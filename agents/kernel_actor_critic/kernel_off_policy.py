@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
+from stable_baselines3.common.type_aliases import PyTorchObs
 from typing_extensions import Self
 
 from agents.common.atomic_save import AtomicSave
@@ -19,14 +18,15 @@ from agents.common.cut_at_reset import CutAtReset
 from agents.common.derived_settings import DerivedSettings
 from agents.common.named_runs import NamedRuns
 from agents.common.replay_view import ReplayView, check_returns
-from agents.common.seeding import numpy_generator
+from agents.common.seeding import numpy_generator, seeded
+from agents.common.taken_parameters import TakenParameters
 from agents.kernel_actor_critic.action_kernel import ActionKernel
 from agents.kernel_actor_critic.action_kernel_config import ActionKernelConfig
 from agents.kernel_actor_critic.corrected_critic import CorrectedCritic
 from skrl.shapes import Float, Tensor
 
 
-class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPolicyAlgorithm, ABC):
+class KernelOffPolicy(TakenParameters, AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPolicyAlgorithm, ABC):
     """Mixed in before SB3's SAC or TD3, whose updates stay as they are.
 
     Args:
@@ -64,14 +64,8 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
     def _entropy_weight(self) -> Tensor | float:
         """α, by which targets count the entropy of the policy."""
 
-    def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take over parameters as SB3 does; the kernel, whose residuals are of the old critics, begins anew."""
-        super().set_parameters(load_path_or_dict, exact_match, device)
+    def _after_new_parameters(self) -> None:
+        """The kernel, whose residuals are of the old critics, begins anew."""
         self.action_kernel.forget()
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
@@ -94,7 +88,7 @@ class KernelOffPolicy(AtomicSave, CutAtReset, DerivedSettings, NamedRuns, OffPol
         """Seed SB3's generators and the one that supports are drawn from."""
         super().set_random_seed(seed)
         if hasattr(self, "action_kernel"):  # SB3 seeds before it builds
-            self.action_kernel.seed(numpy_generator(seed))
+            seeded(self.action_kernel.generator, numpy_generator(seed))
 
     def dump_logs(self) -> None:
         """Write SB3's log and the ``kernel/`` scalars."""

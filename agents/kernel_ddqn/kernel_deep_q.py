@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from agents.common.policy_kernel_settings import PolicyKernelSettings
@@ -67,14 +67,8 @@ class KernelDeepQ(PolicyKernelSettings):
         settings["policy_kwargs"] = dict(settings.get("policy_kwargs") or {})
         super().__init__(policy, env, **settings)  # type: ignore[arg-type]  # of the algorithm
 
-    def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take over parameters as SB3 does, the supports among them; the next refresh chooses supports anew."""
-        super().set_parameters(load_path_or_dict, exact_match, device)
+    def _after_new_parameters(self) -> None:
+        """The supports come along; the next refresh chooses them anew."""
         self.replay_kernel = None
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:

@@ -16,6 +16,7 @@ from agents.common.lengthscale import LengthscaleRule
 from agents.common.observations import in_parts
 from agents.common.replay_view import NStep, ReplayView, Slots
 from agents.common.replicates import ReplicateRule
+from agents.common.seeding import seeded
 from agents.kernel_ddqn.correction_table import CorrectionTable, Localised
 from agents.kernel_ddqn.kernel_network import KernelNetwork
 from agents.kernel_ddqn.past_network import PastNetwork
@@ -90,7 +91,7 @@ class ReplayKernel:
         self.q_net, self.q_net_target, self.view = q_net, q_net_target, view
         self.config, self.head, self.feature_map = q_net.kernel, q_net.head, q_net.feature_map
         self.loads = self.head.loads
-        self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.generator = seeded(torch.Generator(), rng)
         self.lengthscale = LengthscaleRule(self.head, self.config, self.generator)
         self.ridge = ReplicateRule(self.lengthscale)
         self.corrects_targets = self.config.applies_to != "acting"

@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from typing_extensions import Self
 
 from agents.common.nonfinite import NonFiniteError, env_name
-from agents.common.seeding import numpy_generator
+from agents.common.seeding import numpy_generator, seeded
+from agents.common.taken_parameters import TakenParameters
 from agents.kernel_ppo.critic_config import CriticConfig
 from agents.kernel_ppo.rollout_critic import Cuts, RolloutCritic
 from agents.normalized_ppo import NormalizedPPO
 
 
-class KernelPPO(NormalizedPPO):
+class KernelPPO(TakenParameters, NormalizedPPO):
     """PPO with advantages from a kernel-corrected critic.
 
     Every rollout is collected as PPO does. Before it is learned from, its states get the values m(s) + R(s), where R is
@@ -119,14 +119,8 @@ class KernelPPO(NormalizedPPO):
         super().set_env(env, force_reset)
         self.critic.forget()
 
-    def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take over parameters as SB3 does; returns of the old policy are forgotten."""
-        super().set_parameters(load_path_or_dict, exact_match, device)
+    def _after_new_parameters(self) -> None:
+        """Forget the returns of the old policy."""
         self.critic.forget()
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_] | None = None) -> None:
@@ -157,7 +151,7 @@ class KernelPPO(NormalizedPPO):
         """Seed SB3's generators and the one that supports are drawn from."""
         super().set_random_seed(seed)
         if hasattr(self, "critic"):  # SB3 seeds before it builds
-            self.critic.seed(numpy_generator(seed))
+            seeded(self.critic.generator, numpy_generator(seed))
 
     def _make_critic(self) -> None:
         self.critic = RolloutCritic(

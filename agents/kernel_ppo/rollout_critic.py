@@ -19,6 +19,7 @@ from agents.common.features import ObservationFeatures
 from agents.common.head_scalars import head_scalars
 from agents.common.lengthscale import LengthscaleRule, separates
 from agents.common.observations import in_parts, joined, take
+from agents.common.seeding import seeded
 from agents.kernel_ppo.critic_config import CriticConfig
 from skrl.kernels.formulas import make_kernel
 from skrl.memory.subsets import newest_and_uniform
@@ -87,17 +88,12 @@ class RolloutCritic:
         features = ObservationFeatures(observation_space, config.projection_dim, normalize_images, tabular)
         self.feature_map = FeatureMap(features, None).to(device)
         self.head = config.make_head(FOLDS, self.feature_map.dim).to(device)
-        self.generator = torch.Generator()
-        self.seed(rng)
+        self.generator = seeded(torch.Generator(), rng)
         self.lengthscale = LengthscaleRule(self.head, config, self.generator)
         self.remembered: Remembered | None = None
         self.reward_scale = 1.0
         self.episodes = 0
         self.scalars: dict[str, float] = {}
-
-    def seed(self, rng: np.random.Generator) -> None:
-        """Begin every random choice anew."""
-        self.generator.manual_seed(int(rng.integers(2**62)))
 
     def forget(self) -> None:
         """Drop what is remembered of earlier rollouts."""

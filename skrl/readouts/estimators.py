@@ -231,18 +231,17 @@ class Readout(KeepsFloat32, ABC):
         beside, before = state_dict.get(f"{prefix}_extra_state"), self._memento()
         kept = beside if isinstance(beside, Mapping) else {}
         needed = {name for base in type(self).__mro__ for name in base.__dict__.get("KEPT_BESIDES", ())}
-        if saved and kept.keys() == needed and (self._has_room_for(saved) or self._make_room_for(saved)):
+        is_own = saved and kept.keys() == needed and (self._has_room_for(saved) or self._make_room_for(saved))
+        if is_own or not (saved or kept):  # of an empty state torch says what is missing
             super()._load_from_state_dict(state_dict, prefix, *rest)
-        elif not saved and not kept:
-            super()._load_from_state_dict(state_dict, prefix, *rest)  # which says what is missing
-        else:
-            self._restore(before)
-            rest[-1].append(
-                f"{prefix.removesuffix('.') or 'the state'} is not of a fitted {type(self).__name__} with these "
-                f"settings: it holds {', '.join(sorted([*saved, *kept]))}"
-            )
-            for name in [name for name in state_dict if name.startswith(prefix)]:
-                del state_dict[name]  # no part of it replaces what is fitted
+            return
+        self._restore(before)
+        rest[-1].append(
+            f"{prefix.removesuffix('.') or 'the state'} is not of a fitted {type(self).__name__} with these "
+            f"settings: it holds {', '.join(sorted([*saved, *kept]))}"
+        )
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            del state_dict[name]  # no part of it replaces what is fitted
 
     def _has_room_for(self, saved: Mapping[str, Tensor]) -> bool:
         """Whether the fitted tensors are those of a state, of any number of rows where they take any."""

@@ -211,7 +211,7 @@ def _activations(
 ) -> tuple[dict[str, Tensor], Any]:
     """Pooled activations of every module, in the order in which they first gave one, and the targets."""
     collected: dict[str, list[Tensor]] = {}
-    targets: list[Tensor] = []
+    targets: list[Any] = []
 
     def read(output: Any) -> Tensor | str:
         return _rows(output, samples, pooling)
@@ -253,9 +253,10 @@ def _as_loader(data: tuple[Any, Any] | Iterable[Any], precision: torch.dtype) ->
         return data
     if len(data) != 2:
         raise ValueError(f"data is a tuple of {len(data)}, but must be a pair (x, y) or batches of such pairs")
-    x, y = (values if isinstance(values, Tensor) else np.asarray(values) for values in data)
+    # A tensor on a caller's memory needs it writable, which a table's may not be.
+    x, y = (values if isinstance(values, Tensor) else np.require(values, requirements="W") for values in data)
     if not isinstance(x, Tensor):
-        x = torch.from_numpy(np.array(x))
+        x = torch.from_numpy(x)
         x = x.to(precision) if x.is_floating_point() else x  # numpy's numbers are float64 unasked
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} samples, but y has {len(y)}; give one target for each")

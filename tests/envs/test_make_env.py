@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,16 @@ def play(env: VecEnv, steps: int) -> np.ndarray:
     observations = np.stack([env.reset(), *(env.step(action)[0] for action in actions)])
     env.close()
     return observations
+
+
+@contextmanager
+def registered(env_id: str, cls: type[gym.Env[Any, Any]]) -> Iterator[None]:
+    """An id for a class of a test, for as long as the block lasts."""
+    gym.register(env_id, entry_point=cls, disable_env_checker=True)
+    try:
+        yield
+    finally:
+        del gym.registry[env_id]
 
 
 def test_copies_are_monitored_and_start_apart() -> None:
@@ -148,12 +160,9 @@ def test_an_argument_that_is_needed_is_asked_for() -> None:
         def __init__(self, size: int) -> None:
             self.size = size
 
-    gym.register("Sized-v0", entry_point=Sized, disable_env_checker=True)
-    try:
-        with pytest.raises(EnvironmentArgumentError, match=r"missing 1 .* 'size' .*; give --env-kwargs.NAME VALUE"):
-            make_env("Sized-v0")
-    finally:
-        del gym.registry["Sized-v0"]
+    refusal = pytest.raises(EnvironmentArgumentError, match=r"missing 1 .* 'size' .*; give --env-kwargs.NAME VALUE")
+    with registered("Sized-v0", Sized), refusal:
+        make_env("Sized-v0")
 
 
 def test_a_size_whose_end_no_episode_reaches_is_refused() -> None:
@@ -236,12 +245,9 @@ def test_observations_that_cannot_be_batched_are_refused(space: spaces.Space[Any
             super().__init__(render_mode=render_mode)
             self.observation_space = space
 
-    gym.register("Showing-v0", entry_point=Showing, disable_env_checker=True)
-    try:
-        with pytest.raises(UnknownEnvironmentError, match=f"Showing-v0 has .* can batch no {part} in it; wrap it"):
-            make_env("Showing-v0")
-    finally:
-        del gym.registry["Showing-v0"]
+    refusal = pytest.raises(UnknownEnvironmentError, match=f"Showing-v0 has .* can batch no {part} in it; wrap it")
+    with registered("Showing-v0", Showing), refusal:
+        make_env("Showing-v0")
 
 
 def test_id_behind_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
