@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 BASELINE_COLOUR = "#777777"
-COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#4d7c0f", "#4338ca", "#000000")
+OWN_COLOURS = {"kernel_ddqn": "#1d4ed8", "kernel_q": "#15803d"}
+"""These keep their colour in every figure in which they are not the baseline."""
+COLOURS = ("#c2410c", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#4d7c0f", "#4338ca", "#000000")
 SUFFIXES = (".png", ".svg")
 SVG_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "learning curves"}
 """Text stays text, and the same runs give the same file."""
@@ -35,7 +38,7 @@ def plot_curves(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
     Of more variants than there are colours nobody could tell the curves apart, so none are drawn.
     """
     envs, colours = environments(runs), colours_of(runs, baseline)
-    if len(colours) > 1 + len(COLOURS):
+    if len(set(colours.values())) < len(colours):
         remove(stem)  # of when there were fewer
         return
     lines: dict[str, Line2D] = {}
@@ -73,28 +76,43 @@ def _seeds(runs: Runs, variant: str) -> str:
 
 
 def plot_intervals(runs: Runs, tasks: Tasks, baseline: str, stem: Path) -> None:
-    """Normalised interquartile means and probabilities of improvement with their intervals, if anything aggregates."""
+    """Normalised interquartile means and probabilities of improvement with their intervals, if anything aggregates.
+
+    The baseline comes first, the others by their area.
+    """
     if not common_tasks(runs, tasks):
         remove(stem)  # of when there was something
         return
-    names, colours = variants(runs, baseline), colours_of(runs, baseline)
+    colours = colours_of(runs, baseline)
+    by_measure = {
+        name: {variant: strata(runs, tasks, variant, measure) for variant in colours}
+        for name, measure in MEASURES.items()
+    }
+    intervals = {
+        name: {variant: stratified_interval(scores) for variant, scores in by_variant.items()}
+        for name, by_variant in by_measure.items()
+    }
+    first = next(iter(intervals.values()))
+    names = [baseline, *sorted(set(colours) - {baseline}, key=lambda variant: (-first[variant].estimate, variant))]
+    rows = [colours[variant] for variant in names]
     figure, panels = plt.subplots(1, 4, figsize=(14, 1.2 + 0.4 * len(names)), sharey=True)
-    for (name, measure), scores, chances in zip(MEASURES.items(), panels[::2], panels[1::2], strict=True):
-        by_variant = {variant: strata(runs, tasks, variant, measure) for variant in names}
-        interval_panel(scores, [stratified_interval(by_variant[variant]) for variant in names], list(colours.values()))
+    for name, scores, chances in zip(MEASURES, panels[::2], panels[1::2], strict=True):
+        interval_panel(scores, [intervals[name][variant] for variant in names], rows)
         scores.set_xlabel(f"{name}: IQM of normalised scores")
+        by_variant = by_measure[name]
         against = [improvement_interval(by_variant[variant], by_variant[baseline]) for variant in names[1:]]
-        interval_panel(chances, against, list(colours.values())[1:], first_row=1)
+        interval_panel(chances, against, rows[1:], first_row=1)
         chances.axvline(0.5, color="black", linewidth=0.7, linestyle=":")
         chances.set_xlim(-0.03, 1.03)
         chances.set_xlabel(f"{name}: P(better than {baseline})")
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
     save(figure, stem)
 
 
 def interval_panel(panel: Axes, intervals: Sequence[Interval], colours: Sequence[str], first_row: int = 0) -> None:
     """Bars from low to high with a mark at the estimate, one row each."""
+    panel.use_sticky_edges = False  # bars would end where the axis does
     for row, (interval, colour) in enumerate(zip(intervals, colours, strict=True), start=first_row):
         panel.barh(row, interval.high - interval.low, left=interval.low, height=0.6, color=colour, alpha=0.5)
         panel.vlines(interval.estimate, row - 0.3, row + 0.3, color="black", linewidth=1.2)
@@ -102,10 +120,12 @@ def interval_panel(panel: Axes, intervals: Sequence[Interval], colours: Sequence
 
 
 def colours_of(runs: Runs, baseline: str) -> dict[str, str]:
-    """A colour for every variant, grey for the baseline, which comes first."""
-    names = variants(runs, baseline)
-    wheel = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
-    return dict(zip(names, [BASELINE_COLOUR, *wheel], strict=False))
+    """A colour for every variant, grey for the baseline, which comes first; over again where there are too few."""
+    wheel = cycle(COLOURS)
+    return {
+        name: BASELINE_COLOUR if name == baseline else OWN_COLOURS.get(name) or next(wheel)
+        for name in variants(runs, baseline)
+    }
 
 
 def remove(stem: Path) -> None:

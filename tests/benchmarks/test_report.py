@@ -208,7 +208,7 @@ def test_figures_show_the_figures(finished: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_variants_than_colours_draw_no_curves(write_run: WriteRun, grid: Path) -> None:
-    for index in range(11):
+    for index in range(1 + len(curves_plots.COLOURS)):
         write_run(f"v{index}", "CartPole-v1", 0, [1.0, 2.0, 3.0], 3.0)
     write_run("v0", "CartPole-v1", 1, [1.0, 2.0, 3.0], 3.0)
     assert run(grid, "--baseline", "v0") == 0
@@ -217,6 +217,31 @@ def test_more_variants_than_colours_draw_no_curves(write_run: WriteRun, grid: Pa
     assert run(grid) == 0
     assert (grid.parent / "results" / "made_intervals.svg").exists()
     assert not (grid.parent / "results" / "made.svg").exists()
+
+
+def test_our_agents_keep_their_colours_and_rows_go_by_area(
+    write_run: WriteRun, grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(curves_plots, "save", lambda figure, stem: drawn.update({stem.name: figure}))
+    for variant, area in (("averaging", 60.0), ("ddqn", 30.0), ("kernel_ddqn", 90.0), ("zoo", 20.0)):
+        for seed in (0, 1):
+            write_run(variant, "CartPole-v1", seed, [area, area, area], area)
+    assert run(grid) == 0
+    rows = [label.get_text() for label in drawn["made_intervals"].axes[0].get_yticklabels()]
+    assert rows == ["ddqn", "kernel_ddqn", "averaging", "zoo"]
+    grey, first, ours, second, _ = (line.get_color() for line in drawn["made"].axes[0].lines)
+    wheel = curves_plots.COLOURS
+    assert (grey, first, second) == (curves_plots.BASELINE_COLOUR, wheel[0], wheel[1])
+    assert ours == curves_plots.OWN_COLOURS["kernel_ddqn"] not in wheel
+    scores, chances = drawn["made_intervals"].axes[:2]
+    assert [bar.get_facecolor()[:3] for bar in scores.patches] == [
+        pytest.approx(curves_plots.mpl.colors.to_rgb(colour)) for colour in (grey, ours, first, second)
+    ]
+    assert scores.get_xlim()[0] < min(bar.get_x() for bar in scores.patches)
+    assert len(chances.patches) == 3
+    for figure in drawn.values():
+        curves_plots.plt.close(figure)
 
 
 def test_what_began_and_did_not_finish_is_told(finished: Path) -> None:
