@@ -74,6 +74,14 @@ def run(config: RunConfig) -> None:
     show_training(result, folder, config.n_final_eval_episodes)
 
 
+def stop_as_ctrl_c_does() -> None:
+    """Let whoever ends the job or closes its terminal keep what was learned; what `nohup` ignores stays ignored."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops a job keeps what it has learned
+    stop_as_ctrl_c_does()
     sys.exit(main(sys.argv[1:]))

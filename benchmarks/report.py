@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 from curves_csv import write_evaluations, write_seeds
 from curves_plots import plot_curves, plot_intervals
-from curves_results import gaps, read_runs, variants
+from curves_results import environments, gaps, read_runs, variants
 from curves_tables import markdown
 from tasks import read_tasks
 
@@ -55,11 +55,16 @@ def write(report: Report) -> None:
     """Write every file and print the tables.
 
     Raises:
-        ValueError: there is no finished run, none of the baseline, or one that cannot be read or compared.
+        ValueError: there is no finished run, none of the baseline or of a task, or one that cannot be read or compared.
     """
     tasks, runs = read_tasks(report.tasks), read_runs(report.folder)
     if not runs:
         raise ValueError(f"no finished run below {report.folder}; run benchmarks/learning_curves.py first")
+    if unknown := {word.partition("=")[0] for word in report.tasks} - {env for env, _ in runs}:
+        raise ValueError(
+            f"--tasks names {', '.join(sorted(unknown))}, of which there is no run below {report.folder}; "
+            f"there are runs of {', '.join(environments(runs))}"
+        )
     names = variants(runs, report.baseline)
     if report.baseline not in names:
         raise ValueError(f"no run of the baseline '{report.baseline}'; take another --baseline: {', '.join(names)}")

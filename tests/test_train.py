@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -226,6 +227,23 @@ def test_a_job_that_is_stopped_keeps_what_it_learned(tmp_path: Path) -> None:
     assert job.returncode == 130
     assert "model.zip holds what was learned so far" in errors
     assert (tmp_path / "run" / "model.zip").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_job_or_terminal_that_ends_interrupts_unless_nohup_says_otherwise(name: str) -> None:
+    number = getattr(signal, name, None) or pytest.skip(f"this system has no {name}")
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, number)}
+    try:
+        for said, expected in (
+            (signal.SIG_DFL, signal.default_int_handler),
+            (signal.SIG_IGN, signal.SIG_IGN),
+        ):
+            signal.signal(number, said)
+            train.stop_as_ctrl_c_does()
+            assert signal.getsignal(number) is expected
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def test_unfinished_run_may_be_overwritten_and_a_failed_one_is_unfinished(

@@ -99,16 +99,18 @@ def agent_settings(spec: AgentSpec, env_id: str) -> Values:
 
     Args:
         spec: the agent.
-        env_id: Gymnasium id; a section's name may hold wildcards, and an exact name goes before them.
+        env_id: Gymnasium id, with or without the module that registers it. A section's name may hold wildcards; an
+            exact name goes before them.
 
     Returns:
         Checked settings, not all of them.
     """
     sections = _read_sections(spec.name)
     environments = sections["environments"]
-    matching = [pattern for pattern in environments if fnmatchcase(env_id, pattern)]
+    names = env_id, env_id.rpartition(":")[2]
+    matching = [pattern for pattern in environments if any(fnmatchcase(name, pattern) for name in names)]
     values = sections["defaults"]
-    for pattern in sorted(matching, key=lambda pattern: pattern == env_id):
+    for pattern in sorted(matching, key=lambda pattern: pattern in names):
         values = merge(values, environments[pattern])
     return _checked(spec, values, source=f"{spec.name}.yaml: ")
 

@@ -429,6 +429,9 @@ def test_tasks_of_the_command_line(finished: Path, capsys: pytest.CaptureFixture
     for wrong in ("nan,nan", "0,inf", "-inf,0"):
         assert run(finished, "--tasks", f"ALE/Pong-v5={wrong}") == 2
         assert f"'ALE/Pong-v5={wrong}': both returns must be finite" in capsys.readouterr().err
+    assert run(finished, "--tasks", "ALE/Pong-v4=-21,19") == 2
+    assert "names ALE/Pong-v4, of which there is no run" in (message := capsys.readouterr().err)
+    assert message.endswith("there are runs of ALE/Pong-v5, CartPole-v1, MountainCar-v0\n")
     assert run(finished, "--tasks", "ALE/Pong-v5=-21,-20") == 0
     text = (finished.parent / "results" / "made.md").read_text()
     assert cells(text, "ALE/Pong-v5", "fast")[1][:3] == ["-20", "2 of 2", "200"]
