@@ -16,6 +16,7 @@ import yaml
 from gymnasium import spaces
 from stable_baselines3.common.save_util import load_from_zip_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm.rich import tqdm as tqdm_rich
 
 import evaluate
 import train
@@ -281,6 +282,30 @@ def test_an_interrupted_run_keeps_what_it_learned(
     assert "model.zip holds what was learned so far" in capsys.readouterr().err
     assert not (tmp_path / "result.json").exists()
     assert evaluate.main([str(tmp_path), "--episodes", "1"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")  # SB3 says so itself outside of tests
+@pytest.mark.parametrize("step", [0, 60])
+def test_what_an_environment_raises_goes_on_and_the_model_is_kept(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[tqdm_rich] = []
+    monkeypatch.setattr(tqdm_rich, "update", lambda bar, steps: bars.append(bar))
+
+    def broken(evaluation: PeriodicEvaluation) -> bool:
+        if evaluation.num_timesteps >= step:
+            raise RuntimeError("a joint is broken")
+        return True
+
+    monkeypatch.setattr(PeriodicEvaluation, "_on_step" if step else "_on_training_start", broken)
+    with pytest.raises(RuntimeError, match="a joint is broken"):
+        run(tmp_path, "--agent", "ddqn", "--progress-bar")
+    assert (tmp_path / "model.zip").exists() == bool(step)
+    assert not (tmp_path / "result.json").exists()
+    assert bool(bars) == bool(step)
+    assert all(bar.disable for bar in bars), "a bar is open"
+    monkeypatch.undo()
+    assert run(tmp_path, "--agent", "ddqn") == 0
 
 
 def test_two_runs_keep_out_of_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

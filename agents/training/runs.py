@@ -11,6 +11,7 @@ from time import perf_counter
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import CallbackList, ProgressBarCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -82,6 +83,7 @@ def train(config: RunConfig, env: VecEnv, eval_env: VecEnv, report: Callable[[in
             run folder is taken.
         InterruptedLearning: the user interrupted learning, or the final evaluation; `model.zip` holds what was learned.
         NonFiniteError: training met values that are not finite; if the parameters are, `model.zip` holds them.
+        Exception: whatever the environment raises, of which the same is true.
     """
     start = perf_counter()
     folder = RunFolder.of(config)
@@ -188,9 +190,10 @@ def _learn(
     )
     outputs = ["tensorboard", "stdout"] if config.verbose else ["tensorboard"]
     model.set_logger(configure(str(folder.path), outputs))
+    bars = [ProgressBarCallback()] if config.progress_bar else []
     start = perf_counter()
     try:
-        model.learn(config.total_timesteps, callback=evaluation, progress_bar=config.progress_bar)
+        model.learn(config.total_timesteps, callback=CallbackList([evaluation, *bars]))
         if not has_finite_parameters(model):  # since the last evaluation
             raise bad_parameters(model)
     except KeyboardInterrupt as interrupt:
@@ -201,12 +204,19 @@ def _learn(
             raise
         atomic_write(folder.model("final"), model.save)
         raise NonFiniteError(f"{error} {folder.model('final').name} holds them.") from error
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:
+        if has_finite_parameters(model):  # so it is of the environment, the machine or the code
+            if model.num_timesteps:
+                atomic_write(folder.model("final"), model.save)
+            raise
         # Of torch, whose distributions refuse parameters that are not finite; which of the two depends on whether
         # anything in the process has switched their checks off.
-        if has_finite_parameters(model):
-            raise
-        raise bad_parameters(model) from error
+        if isinstance(error, ValueError | RuntimeError):
+            raise bad_parameters(model) from error
+        raise
     finally:
         model.logger.close()
+        for bar in bars:
+            if hasattr(bar, "pbar"):  # SB3 closes it where learning ends well, and Python too late for its tools
+                bar.pbar.close()
     return evaluation, perf_counter() - start
