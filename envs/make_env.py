@@ -27,6 +27,8 @@ ATARI_NAMESPACE = "ALE/"
 MINATAR_NAMESPACE = "MinAtar/"
 STACKED_FRAMES = 4
 REPEATED_FRAMES = 4
+FRAMES_PER_SECOND = 60
+"""Of an Atari console; ale_py says 30, whatever its frame skip is."""
 
 EVALUATION_LIMIT = 10_000
 """Steps after which an evaluation cuts an episode of an environment without a time limit of its own."""
@@ -107,6 +109,7 @@ def make_env(
             _check_limit(env.unwrapped, env.spec.max_episode_steps)
         if is_atari:
             env = AtariWrapper(env, frame_skip=REPEATED_FRAMES, clip_reward=not evaluation)
+            env.metadata = {**env.metadata, "render_fps": FRAMES_PER_SECOND // REPEATED_FRAMES}
         elif env_id.startswith(MINATAR_NAMESPACE):
             env = ForgetfulReset(env)
         return EpisodeQuota(env) if evaluation else env

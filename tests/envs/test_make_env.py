@@ -59,6 +59,8 @@ def test_same_seed_same_episode(env_id: str) -> None:
 
 def test_atari_shows_four_stacked_grey_frames() -> None:
     env = make_env("ALE/Pong-v5", n_envs=2, seed=0)
+    # A film has a picture for every action, so that it runs as fast as the game at 15 of them a second.
+    assert [metadata["render_fps"] for metadata in env.get_attr("metadata")] == [15, 15]
     observation = env.reset()
     env.close()
     assert env.observation_space == spaces.Box(0, 255, (84, 84, 4), np.uint8)
