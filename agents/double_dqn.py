@@ -53,8 +53,8 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
     """Double DQN: the online network chooses the next action, the target network evaluates it.
 
     H. van Hasselt, A. Guez and D. Silver, *Deep Reinforcement Learning with Double Q-learning*, 2016. Takes every
-    argument of :class:`stable_baselines3.DQN` and honours n-step returns. Beyond the target it differs from SB3's DQN
-    in this:
+    argument of :class:`stable_baselines3.DQN` and honours n-step returns; a ``replay_buffer_class`` that is given sums
+    as its own arguments say, as in SB3. Beyond the target it differs from SB3's DQN in this:
 
     - The loss can follow the scale of the rewards, see ``huber_threshold``, and Adam steps through all parameters in
       one fused call, unless ``policy_kwargs`` asks for another optimizer or another way.
@@ -76,6 +76,9 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
             gradient says nothing about how far off they are.
         **kwargs: as for SB3's DQN, and ``exploration_zeta`` of
             :class:`~agents.common.lasting_exploration.LastingExploration`.
+
+    Raises:
+        ValueError: the threshold is negative or not finite.
     """
 
     nonfinite_guard: NonFiniteGuard
@@ -88,8 +91,6 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         huber_threshold: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if not 0.0 <= huber_threshold < float("inf"):
-            raise ValueError(f"huber_threshold is {huber_threshold}, but must be a number from 0 on; 0 is SB3's loss")
         self.huber_threshold = huber_threshold
         self.td_error_scale: float | None = None
         self.nonfinite_guard = NonFiniteGuard()
@@ -99,6 +100,11 @@ class DoubleDQN(AtomicSave, DerivedSettings, LastingExploration, NamedRuns, DQN)
         return _with_fused_adam(super()._policy_arguments(given))
 
     def _setup_model(self) -> None:
+        # Here, where loading a model comes by after it has read the settings.
+        if not 0.0 <= self.huber_threshold < float("inf"):
+            raise ValueError(
+                f"huber_threshold is {self.huber_threshold}, but must be a number from 0 on; 0 is SB3's loss"
+            )
         super()._setup_model()
         self._mode_dependent = mode_dependent(self.q_net)
 

@@ -22,11 +22,13 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tasks import ENVIRONMENTS
 
 from agents import KernelDQNPolicy, attach_kernel_head
 from agents.common.atomic_save import atomic_write, write_text
 from agents.common.schema import ConfigError
+from agents.kernel_ddqn.prior_network import check_model
 from agents.training.evaluation import FINAL_SEED_OFFSET, MOST_COPIES, evaluate_greedily
 from agents.training.provenance import commit, machine, versions
 from agents.training.registry import build_model
@@ -69,6 +71,14 @@ class Attach:
     results: Path = Path(__file__).resolve().parent / "results"
     """Where they go; a trial belongs elsewhere."""
 
+    def __post_init__(self) -> None:
+        """Refuse what there is nothing to measure of."""
+        if not 0.0 < self.share <= 1.0:
+            raise ConfigError(f"--share is {self.share:g}, but must be above 0 and at most 1")
+        for name in ("steps", "episodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -96,17 +106,20 @@ class StopAt(BaseCallback):
         return self.num_timesteps < self.steps
 
 
-def stopped_model(settings: Attach, agent: str, env: str, seed: int, source: str | None) -> DQN:
+def stopped_model(settings: Attach, agent: str, env: str, seed: int, source: str | None) -> OffPolicyAlgorithm:
     """A model trained for a share of its budget, from its file where that is of these settings and this commit.
 
     Raises:
-        ConfigError: the agent is no DQN.
+        ConfigError: nothing can be attached to the agent's models.
     """
     file = settings.models / agent / env / f"seed{seed}" / f"share{settings.share:g}.zip"
     config = resolve({"agent": [agent], "env": [env], "seed": [str(seed)], "device": ["cpu"]})
     model = build_model(config, make_env(env, n_envs=config.n_envs, seed=seed))
-    if not isinstance(model, DQN):
-        raise ConfigError(f"{agent} is no DQN, which alone this script measures; take ddqn or dqn")
+    try:
+        check_model(model)
+    except ValueError as error:
+        raise ConfigError(f"{agent}: {error}") from error
+    assert isinstance(model, OffPolicyAlgorithm)
     origin, made = file.with_suffix(".yaml"), f"# commit {source}\n{dump_config(config)}"
     known = source is not None and not source.endswith("-dirty")
     if not known or not file.exists() or not origin.exists() or origin.read_text(encoding="utf-8") != made:
@@ -202,7 +215,7 @@ def main() -> int:
     """Measure every model and write the results after each, so that an interrupt keeps what there is.
 
     Returns:
-        The exit status, 2 for an unknown name or an agent that nothing can be attached to.
+        The exit status, 2 for an unknown name, numbers out of range, or an agent that nothing can be attached to.
     """
     settings = tyro.cli(Attach, description=__doc__)
     try:
@@ -217,7 +230,7 @@ def measure_all(settings: Attach) -> None:
     """Every model, one after the other.
 
     Raises:
-        ConfigError: there is no such agent, or it is no DQN.
+        ConfigError: there is no such agent, or nothing can be attached to its models.
         UnknownEnvironmentError: there is no such environment.
     """
     for env_id in settings.envs:

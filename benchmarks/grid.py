@@ -86,9 +86,14 @@ class Grid:
                 "with --backend dask the workers decide how many runs there are at once, so that --jobs has no effect; "
                 "leave it out, and start as many workers (--nworkers)"
             )
-        if self.print_commands and self.scheduler is not None:
+        for name in ("scheduler", "jobs"):
+            if self.print_commands and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"--print-commands starts nothing, so that --{name} has no effect; leave one of them out"
+                )
+        if "total_timesteps" in read_settings(self.overrides) and (self.budgets or self.total_timesteps is not None):
             raise ConfigError(
-                "--print-commands starts nothing, so that --scheduler has no effect; leave one of them out"
+                "total_timesteps is among --overrides, beside --total-timesteps or --budgets; keep one of them"
             )
 
     def cells(self) -> list[Cell]:

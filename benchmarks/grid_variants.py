@@ -60,8 +60,10 @@ def read_settings(words: Sequence[str]) -> Flags:
     Raises:
         ConfigError: a word of another form, a name given twice, or a setting that the grid gives itself.
     """
-    pairs = split_pairs(words, "kernel.k=32")
-    flags = {name.removeprefix("--").replace("-", "_"): value.split() for name, value in pairs.items()}
+    # The name's own sign for a gap is no part of the value.
+    names = [word.partition("=") for word in words]
+    words = [name.removeprefix("--").replace("-", "_") + sign + value for name, sign, value in names]
+    flags = {name: value.split() for name, value in split_pairs(words, "kernel.k=32").items()}
     _check_free(flags)
     return flags
 

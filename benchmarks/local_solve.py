@@ -80,7 +80,7 @@ class Grid:
     """Alternations between a rival and ours, at most."""
 
     seconds_per_cell: float = 0.25
-    """No further round of a cell begins after so many seconds; every cell has one."""
+    """No further round of a cell begins after so many seconds; every cell has two."""
 
     threads: int = 2
     """Threads of every library; the acting query has one."""
@@ -99,6 +99,8 @@ class Grid:
         ):
             if unknown := set(values) - set(known):
                 raise ValueError(f"unknown {name} {sorted(unknown)}; known are {', '.join(sorted(known))}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds are {self.rounds}, but must be at least 1")
         if max(self.batch) > POOL:
             raise ValueError(f"a batch of {max(self.batch)} queries, but a problem has {POOL}")
         if max(self.neighbors) >= min(self.points):

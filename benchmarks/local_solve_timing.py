@@ -34,10 +34,15 @@ def interleave(ours: Call, rival: Call, rounds: int, seconds: float, earlier: tu
     Args:
         ours: our side.
         rival: the other side.
-        rounds: samples of each, at most.
+        rounds: samples of each, at most, 1 or more.
         seconds: no further round begins after this time, but there are two rounds at least.
         earlier: seconds of an earlier call, ours and the rival's; long ones count as a round.
+
+    Raises:
+        ValueError: there are to be no rounds.
     """
+    if rounds < 1:
+        raise ValueError(f"rounds are {rounds}, but must be at least 1")
     started = time.perf_counter()
     is_long = min(earlier) > LONG_CALL
     pilots = list(reversed(earlier)) if is_long else [_sample(call, 0, 1) for call in (rival, ours)]

@@ -100,8 +100,12 @@ class WholeBudget(BaseCallback):
         return True
 
 
-def seconds_per_round(models: list[OffPolicyAlgorithm], steps: int, rounds: int, budget: int) -> np.ndarray:
-    """Wall seconds of every round and model, [rounds, models].
+def time_rounds(
+    models: list[OffPolicyAlgorithm], steps: int, rounds: int, budget: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wall seconds of every round and model, and environment steps, [rounds, models] both.
+
+    A round goes on to the end of a rollout, whose length is the model's own.
 
     Args:
         models: which to train.
@@ -109,15 +113,16 @@ def seconds_per_round(models: list[OffPolicyAlgorithm], steps: int, rounds: int,
         rounds: how many, the models taking turns.
         budget: environment steps that the schedules of the models are for.
     """
-    seconds = np.zeros((rounds, len(models)))
+    seconds, taken = np.zeros((rounds, len(models))), np.zeros((rounds, len(models)), dtype=int)
     for index in range(rounds):
         for column, model in enumerate(models):
-            started = time.perf_counter()
+            before, started = model.num_timesteps if index else 0, time.perf_counter()
             model.learn(steps, callback=WholeBudget(budget), reset_num_timesteps=index == 0)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # What is under way still is this model's.
             seconds[index, column] = time.perf_counter() - started
-    return seconds
+            taken[index, column] = model.num_timesteps - before
+    return seconds, taken
 
 
 def main(argv: Sequence[str]) -> int:
@@ -179,8 +184,10 @@ def round_steps(settings: StepTime, env: str, budget: int) -> int:
         budget: environment steps that the agent learns from.
 
     Raises:
-        ConfigError: a round would be empty.
+        ConfigError: there are no rounds, or one would be empty.
     """
+    if settings.rounds < 1:
+        raise ConfigError(f"--rounds is {settings.rounds}, but must be at least 1")
     steps = int(budget * settings.share) // settings.rounds
     if steps < 1:
         raise ConfigError(
@@ -207,17 +214,18 @@ def measure(settings: StepTime) -> Rows:
     for env, steps in steps_of.items():
         # Throw-away agents first: the compiled loops are translated once per installation, not once per step.
         throw_away = [make_model(name, env, settings.device) for name in (settings.agent, settings.baseline)]
-        seconds_per_round(throw_away, WARM_UP, rounds=1, budget=WARM_UP)
+        time_rounds(throw_away, WARM_UP, rounds=1, budget=WARM_UP)
         models = [make_model(name, env, settings.device) for name in (settings.agent, settings.baseline)]
-        seconds = seconds_per_round(models, steps, settings.rounds, budgets[env])
-        mine, theirs = 1e3 * seconds.sum(0) / (steps * settings.rounds)
+        seconds, taken = time_rounds(models, steps, settings.rounds, budgets[env])
+        per_step = 1e3 * seconds / taken
+        mine, theirs = 1e3 * seconds.sum(0) / taken.sum(0)
         rows[env] = {
             **({} if settings.device == "cpu" else {"device": settings.device}),
-            "steps": steps * settings.rounds,
+            "steps": int(taken[:, 0].sum()),
             f"{settings.agent}_ms_per_step": round(mine, 3),
             f"{settings.baseline}_ms_per_step": round(theirs, 3),
             "ratio": round(mine / theirs, 3),
-            "ratio_by_round": np.round(seconds[:, 0] / seconds[:, 1], 2).tolist(),
+            "ratio_by_round": np.round(per_step[:, 0] / per_step[:, 1], 2).tolist(),
         }
         print(f"{env}: {mine:.2f} ms against {theirs:.2f} ms a step, ratio {mine / theirs:.2f}", flush=True)
     return rows

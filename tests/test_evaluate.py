@@ -104,6 +104,16 @@ def test_a_film_of_atari_shows_a_game() -> None:
     assert len(frames) > 60  # five lives; the first ends after 23 actions
 
 
+def test_a_long_film_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_env("Chain-v0", evaluation=True, env_kwargs={"render_mode": "rgb_array"})
+    model = DQN("MlpPolicy", env, buffer_size=1, seed=0)
+    whole = play_episode(model, env, seed=0)
+    monkeypatch.setattr("agents.training.video.MOST_BYTES", 3 * whole[0].nbytes)
+    with pytest.warns(UserWarning, match="the film ends after 3 steps, for memory"):
+        assert len(play_episode(model, env, seed=0)) == 3 < len(whole)
+    env.close()
+
+
 def test_without_a_film_writer_there_are_scores(
     dqn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

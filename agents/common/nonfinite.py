@@ -31,6 +31,9 @@ class NonFiniteGuard:
     is learned any more.
     """
 
+    complaint: str = "updates in a row had a loss or gradient that is not finite"
+    """What is said of skipped updates when the run stops."""
+
     limit: int = 100
     """Consecutive skipped updates after which the run stops."""
 
@@ -88,8 +91,7 @@ class NonFiniteGuard:
         if self.consecutive >= self.limit:
             self.consecutive = 0  # learning may be called again
             raise NonFiniteError(
-                f"stopped at step {step}: {self.limit} updates in a row had a loss or gradient that is not finite; "
-                f"{self.source}. The parameters are unharmed."
+                f"stopped at step {step}: {self.limit} {self.complaint}; {self.source}. The parameters are unharmed."
             )
         return False
 

@@ -137,6 +137,11 @@ def _kernel_config(kernel: KernelConfig | Mapping[str, Any] | None) -> KernelCon
             f"kernel.bonus_fraction is {config.bonus_fraction}, but attaching is no training over which a bonus could "
             "fall; leave it out"
         )
+    if config.refresh_interval != KernelConfig.refresh_interval:
+        raise ValueError(
+            f"kernel.refresh_interval is {config.refresh_interval}, but supports are chosen once in every round; leave "
+            "it out"
+        )
     return config
 
 

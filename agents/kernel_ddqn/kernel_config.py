@@ -78,5 +78,10 @@ class KernelConfig(RegressionConfig):
             for name in names:
                 if self.head == head and getattr(self, name) != getattr(type(self), name):
                     raise ConfigError(f"kernel.{name} is {getattr(self, name)}, but {reason}; leave {name} out")
+        if self.bonus_fraction is not None and self.exploration_bonus == 0.0:
+            raise ConfigError(
+                f"kernel.bonus_fraction is {self.bonus_fraction}, but exploration_bonus is 0 and cannot fall; leave "
+                "bonus_fraction out"
+            )
         if self.head == "averaging" and self.kernel == "polynomial":
             raise ConfigError("kernel.kernel is polynomial, but the averaging head weighs by distance; take another")

@@ -59,7 +59,7 @@ class KernelDeepQ(PolicyKernelSettings):
         bonus_schedule: Schedule | float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.bonus_schedule = None if bonus_schedule is None else FloatSchedule(bonus_schedule)
+        self.bonus_schedule = bonus_schedule
         self.kernel_settings = None if kernel is None else self._read_kernel(kernel)
         self.replay_kernel = None
         settings = {**self.defaults, **kwargs}
@@ -124,7 +124,8 @@ class KernelDeepQ(PolicyKernelSettings):
 
     def _set_bonus(self) -> None:
         """What exploring adds at present."""
-        schedule = self.policy.kernel.bonus_at if self.bonus_schedule is None else self.bonus_schedule
+        given = self.bonus_schedule  # in the constructor, by load, or meanwhile
+        schedule = self.policy.kernel.bonus_at if given is None else FloatSchedule(given)
         self.policy.online.bonus = float(schedule(self._current_progress_remaining))
 
     def _kernel(self) -> ReplayKernel:

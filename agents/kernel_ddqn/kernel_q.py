@@ -43,6 +43,7 @@ class KernelQ(KernelDDQN):
                 )
         self._bad_transitions = 0
         super().__init__(policy, env, **kwargs)
+        self.nonfinite_guard.complaint = "rollouts in a row brought values that are not finite"
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Nothing to fit: the values change at refreshes only. Counts as updates for SB3's log.

@@ -273,7 +273,7 @@ class ReplayKernel:
 
         R(s', ·); zero before the first rebuild, and where the correction is for acting alone.
         """
-        if not self.corrects_targets:
+        if not self.corrects_targets or self.supports is None:
             return torch.zeros(len(slots), self.head.memory.sets, device=self.head.lengthscale.device)
         return self.table.lookup(slots)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from agents.common.schema import ConfigError
 from agents.training.command_line import spelled
 from agents.training.config import (
@@ -9,6 +11,8 @@ from agents.training.config import (
     DeepQConfig,
     DQKConfig,
     KernelQConfig,
+    KernelQuantileConfig,
+    KernelTrainConfig,
     PPOConfig,
     QLearningConfig,
     RunConfig,
@@ -20,8 +24,9 @@ def check_budget(config: RunConfig) -> None:
 
     Raises:
         ConfigError: the budget ends within the first rollout of an agent that learns from whole ones, or before the
-            first update of one that fills a replay buffer first; or a rollout is a single step, a round of updates
-            has none, or a replay buffer has no room for the supports that are drawn from it.
+            first update of one that fills a replay buffer first, of its network or of its kernel; or a rollout is a
+            single step, a round of updates has none, or a replay buffer has no room for the supports that are drawn
+            from it.
     """
     budget = f"total_timesteps is {config.total_timesteps}"
     if isinstance(config, PPOConfig):
@@ -44,16 +49,16 @@ def check_budget(config: RunConfig) -> None:
     if isinstance(config, DQKConfig):
         _check_room(config)
     if isinstance(config, QLearningConfig | ActorCriticConfig):
-        setting, period = _update_period(config)
-        first = (config.learning_starts // period + 1) * period
-        if first > config.total_timesteps:
-            copies = " or --n-envs" if config.n_envs > 1 else ""
-            raise ConfigError(
-                f"{budget}, but the first update of {config.agent} comes after learning_starts "
-                f"{config.learning_starts} steps, at step {first}, since updates come every {period} steps ({setting} "
-                f"{getattr(config, setting)}, n_envs {config.n_envs}), so nothing would be learned; raise "
-                f"--total-timesteps or lower --learning-starts or {spelled(setting)}{copies}"
-            )
+        for learner, setting, period in _updates(config):
+            first = (config.learning_starts // period + 1) * period
+            if first > config.total_timesteps:
+                copies = " or --n-envs" if config.n_envs > 1 else ""
+                raise ConfigError(
+                    f"{budget}, but the first update of {learner} comes after learning_starts "
+                    f"{config.learning_starts} steps, at step {first}, since updates come every {period} steps "
+                    f"({setting} {getattr(config, setting)}, n_envs {config.n_envs}), so nothing would be learned; "
+                    f"raise --total-timesteps or lower --learning-starts or {spelled(setting)}{copies}"
+                )
 
 
 def _check_room(config: DQKConfig) -> None:
@@ -66,8 +71,11 @@ def _check_room(config: DQKConfig) -> None:
         )
 
 
-def _update_period(config: QLearningConfig | ActorCriticConfig) -> tuple[str, int]:
-    """The setting that says how often values change, and the environment steps from one change to the next."""
-    if isinstance(config, KernelQConfig):
-        return "target_update_interval", max(config.target_update_interval // config.n_envs, 1) * config.n_envs
-    return "train_freq", config.train_freq * config.n_envs
+def _updates(config: QLearningConfig | ActorCriticConfig) -> Iterator[tuple[str, str, int]]:
+    """What learns, the setting that says how often, and the environment steps from one update to the next."""
+    if not isinstance(config, KernelQConfig):
+        yield config.agent, "train_freq", config.train_freq * config.n_envs
+    if isinstance(config, KernelQConfig | KernelTrainConfig | KernelQuantileConfig):
+        learner = config.agent if isinstance(config, KernelQConfig) else f"the kernel of {config.agent}"
+        period = max(config.target_update_interval // config.n_envs, 1) * config.n_envs
+        yield learner, "target_update_interval", period

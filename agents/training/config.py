@@ -181,6 +181,9 @@ class QuantileConfig(DeepQConfig):
 class LastingActionsConfig(RunConfig):
     """Settings of random actions that last, as kernel agents explore."""
 
+    exploration_final_eps: Fraction = 0.15
+    """Share of random actions after the fall."""
+
     exploration_zeta: ZetaExponent | None = 2.0
     """Exponent of the zeta distribution of how many steps a random action lasts: 2 is usual; None for one step."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,6 +20,8 @@ from agents.common.schema import ConfigError
 NO_PICTURES = "this environment renders no pictures (render mode rgb_array), so leave --video out"
 FALLBACK_FRAMES_PER_SECOND = 30
 SHORTEST_SIDE_PIXELS = 128
+MOST_BYTES = 2 * 2**30
+"""Of frames that wait in memory for the film to be written."""
 
 
 def record_episode(model: BaseAlgorithm, env: VecEnv, seed: int, folder: Path, name: str) -> Path:
@@ -87,7 +90,8 @@ def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArr
         seed: seed of the environment's next reset.
 
     Returns:
-        A frame per step; the one after the last step is left out, for it shows the next episode already.
+        A frame per step, of the first steps alone where all would take more than :data:`MOST_BYTES`; the one after the
+        last step is left out, for it shows the next episode already.
 
     Raises:
         ConfigError: the environment renders no RGB arrays.
@@ -95,15 +99,18 @@ def play_episode(model: BaseAlgorithm, env: VecEnv, seed: int) -> list[npt.NDArr
     env.seed(seed)
     observations: Any = env.reset()
     frames: list[npt.NDArray[np.uint8]] = []
-    finished = False
-    while not finished:
+    finished, size = False, 0
+    while not finished and size < MOST_BYTES:
         frame = env.render()
         if frame is None:
             raise ConfigError(NO_PICTURES)
         frames.append(as_picture(frame))
+        size += frames[-1].nbytes
         actions, _ = model.predict(observations, deterministic=True)
         observations, _, dones, infos = env.step(actions)
         finished = bool(dones[0]) and "episode" in infos[0]  # The monitor tells a game that is over from a lost life.
+    if not finished:
+        warnings.warn(f"the film ends after {len(frames):,} steps, for memory; the episode goes on", stacklevel=2)
     return frames
 
 

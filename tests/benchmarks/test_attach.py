@@ -6,6 +6,7 @@ from typing import Any
 import attach
 import pytest
 from attach import Attach, Row, measure, stopped_model, summary, write
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import DoubleDQN, KernelDQNPolicy
 from agents.common.schema import ConfigError
@@ -30,9 +31,27 @@ def test_a_model_is_stopped_at_its_share_and_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted(file.parent.iterdir())] == ["share0.06.yaml", file.name]
 
 
-def test_what_is_no_dqn_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ppo is no DQN"):
-        stopped_model(Attach(models=tmp_path), "ppo", "CartPole-v1", seed=0, source=None)
+@pytest.mark.parametrize(
+    ("agent", "reason"), [("ppo", "has no action values"), ("kernel_q", "no network"), ("dqk", "can be read from")]
+)
+def test_what_nothing_can_be_attached_to_is_refused_before_it_is_trained(
+    agent: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BaseAlgorithm, "learn", lambda *others, **named: pytest.fail("minutes for nothing"))
+    with pytest.raises(ConfigError, match=f"{agent}: .*{reason}"):
+        stopped_model(Attach(models=tmp_path), agent, "CartPole-v1", seed=0, source=None)
+
+
+@pytest.mark.parametrize("words", [["--share", "0"], ["--share", "2"], ["--steps", "0"], ["--episodes", "0"]])
+def test_numbers_that_measure_nothing_are_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["attach.py", *words])
+    with pytest.raises(SystemExit) as stopped:  # tyro's own way
+        attach.main()
+    assert stopped.value.code == 2
+    output = capsys.readouterr()
+    assert f"{words[0]} is {words[1]}, but must be" in output.out + output.err
 
 
 @pytest.mark.parametrize(

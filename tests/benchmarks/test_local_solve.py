@@ -175,6 +175,8 @@ def test_short_calls_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0.0
 
     monkeypatch.setattr(local_solve_timing.time, "perf_counter", lambda: clock[0])
+    with pytest.raises(ValueError, match="rounds are 0, but must be at least 1"):
+        local_solve_timing.interleave(call, call, rounds=0, seconds=60.0, earlier=(0.001, 0.001))
     times = local_solve_timing.interleave(call, call, rounds=3, seconds=60.0, earlier=(0.001, 0.001))
     assert times.ours == times.rival == pytest.approx(0.001)
     pilots, untimed, timed = 2, 3 * 2, 3 * 2 * 4

@@ -17,11 +17,14 @@ TINY = ["--envs", "CartPole-v1", "--share", "0.01", "--rounds", "2"]
 class FakeModel:
     """Takes known seconds for every call of `learn`."""
 
-    def __init__(self, clock: list[float], seconds: list[float]) -> None:
-        self.clock, self.seconds = clock, iter(seconds)
+    def __init__(self, clock: list[float], seconds: list[float], rollout: int = 1) -> None:
+        self.clock, self.seconds, self.rollout = clock, iter(seconds), rollout
+        self.num_timesteps = 0
 
-    def learn(self, steps: int, **others: Any) -> None:
+    def learn(self, steps: int, reset_num_timesteps: bool, **others: Any) -> None:
         self.clock[0] += next(self.seconds)
+        self.num_timesteps = 0 if reset_num_timesteps else self.num_timesteps
+        self.num_timesteps += -(-steps // self.rollout) * self.rollout
 
 
 @pytest.fixture
@@ -49,6 +52,16 @@ def test_a_timing_is_a_ratio_of_what_both_took(tmp_path: Path) -> None:
     }
 
 
+def test_rounds_end_with_a_rollout_and_count_what_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    whole, short = FakeModel(clock, [1.0, 1.0], rollout=80), FakeModel(clock, [1.0, 3.0])
+    whole.num_timesteps = 7  # of an earlier life
+    seconds, taken = step_time.time_rounds([whole, short], steps=50, rounds=2, budget=100)  # type: ignore[list-item]
+    assert seconds.tolist() == [[1.0, 1.0], [1.0, 3.0]]
+    assert taken.tolist() == [[80, 50], [80, 50]]
+
+
 def test_real_agents_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_time, "WARM_UP", 10)
     assert step_time.main([*TINY, "--agent", "kernel_q", "--results", str(tmp_path / "my results")]) == 0
@@ -56,7 +69,7 @@ def test_real_agents_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert report["command"].startswith("python benchmarks/step_time.py --envs CartPole-v1 --share 0.01")
     assert report["command"].endswith(f"--results '{tmp_path / 'my results'}'")
     row = report["results"]["CartPole-v1"]
-    assert row["steps"] == 100
+    assert row["steps"] == 104  # of 50 in a round, which goes on to the end of a rollout of four
     assert row["ratio"] > 0.0
     assert len(row["ratio_by_round"]) == 2
 
@@ -101,7 +114,7 @@ def test_a_file_of_something_else_is_left_alone(
 def test_agents_are_timed_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, ...]] = []
     monkeypatch.setattr(step_time, "make_model", lambda *about: made.append(about) or FakeModel([0.0], [0.0]))
-    monkeypatch.setattr(step_time, "seconds_per_round", lambda models, *rest, **others: np.ones((1, 2)))
+    monkeypatch.setattr(step_time, "time_rounds", lambda models, *rest, **others: (np.ones((1, 2)), np.ones((1, 2))))
     (row,) = step_time.measure(step_time.StepTime(envs=("CartPole-v1",), device="cuda")).values()
     assert made == 2 * [("kernel_ddqn", "CartPole-v1", "cuda"), ("ddqn", "CartPole-v1", "cuda")]
     assert row["device"] == "cuda"
@@ -109,7 +122,8 @@ def test_agents_are_timed_on_their_device(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_schedules_are_those_of_the_whole_budget() -> None:
     model = step_time.make_model("ddqn", "CartPole-v1", "cpu")
-    step_time.seconds_per_round([model], steps=40, rounds=3, budget=2_000)
+    _, taken = step_time.time_rounds([model], steps=40, rounds=3, budget=2_000)
+    assert taken.tolist() == [[40], [40], [40]]
     assert model.num_timesteps == 120
     assert model.exploration_rate == pytest.approx(1.0 - 0.95 * 0.06 / 0.12)  # type: ignore[attr-defined]
 
@@ -120,6 +134,7 @@ def test_schedules_are_those_of_the_whole_budget() -> None:
         (["--envs", "CartPoel-v1"], "unknown environment 'CartPoel-v1'; did you mean 'CartPole-v1'"),
         (["--agent", "ddqn"], "--agent and --baseline are both ddqn"),
         (["--envs", "CartPole-v1", "--share", "0.0001"], "leaves none for each of 10 rounds"),
+        (["--envs", "CartPole-v1", "--rounds", "0"], "--rounds is 0, but must be at least 1"),
     ],
 )
 def test_rounds_that_nobody_can_time_are_refused(

@@ -383,6 +383,7 @@ def test_an_episode_without_end_is_cut() -> None:
         ({"kernel": {"head": "network_free"}}, "leave the network out; take 'residual'"),
         ({"kernel": {"applies_to": "targets"}}, "by the network alone; take 'both' or 'acting'"),
         ({"kernel": {"bonus_fraction": 0.5}}, "kernel.bonus_fraction is 0.5, but attaching is no training"),
+        ({"kernel": {"refresh_interval": 9}}, "kernel.refresh_interval is 9, but supports are chosen once in every"),
         ({"kernel": "gaussian"}, "kernel is a str, but must be a KernelConfig or a mapping"),
         ({"kernel": {"capcity": 3}}, "did you mean 'kernel.capacity'"),
         ({"env_or_buffer": "Acrobot-v1"}, r"environment has observations in Box.* trained on Box"),

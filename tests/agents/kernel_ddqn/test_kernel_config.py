@@ -22,6 +22,7 @@ from skrl.search.neighbors import LOCALISATIONS
         ({"head": "network_free", "features": "penultimate"}, "kernel.features is penultimate, but the network-free"),
         ({"head": "network_free", "features": "both"}, "has no network beside it; leave features out"),
         ({"head": "network_free", "backup": "continue"}, "nothing but its own values to begin with; leave backup out"),
+        ({"exploration_bonus": 0, "bonus_fraction": 0.5}, "kernel.bonus_fraction is 0.5, but exploration_bonus is 0"),
         ({"features": "penultimat"}, "did you mean 'penultimate'"),
         ({"applies_to": "target"}, "did you mean 'targets'"),
     ],

@@ -360,10 +360,17 @@ def test_a_file_of_another_agent_is_refused_where_no_setting_was_given_either(
         loading.load(tmp_path / "model.zip", device="cpu")
 
 
-def test_a_bonus_is_a_number_or_a_schedule() -> None:
+def test_a_bonus_is_a_number_or_a_schedule(tmp_path) -> None:
     model = KernelDDQN("MlpPolicy", "CartPole-v1", kernel=KERNEL, bonus_schedule=3, **SETTINGS)
     assert model.q_net.bonus == 3.0
     assert model.learn(80).q_net.bonus == 3.0
+    model.bonus_schedule = 0.5
+    assert model.learn(10).q_net.bonus == 0.5
+    model.save(tmp_path / "model.zip")
+    # At the end of its training.
+    loaded = KernelDDQN.load(tmp_path / "model.zip", bonus_schedule=LinearSchedule(4.0, 2.0, 1.0))
+    assert loaded.q_net.bonus == 2.0
+    assert KernelDDQN.load(tmp_path / "model.zip").q_net.bonus == 0.5
 
 
 def test_networks_answer_with_the_correction_as_soon_as_a_callback_ends() -> None:

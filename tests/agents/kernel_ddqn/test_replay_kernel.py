@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import KernelDDQN, KernelDQNPolicy, KernelQ, KernelRefreshCallback
 from agents.double_dqn import TransitionBatch
+from agents.kernel_ddqn.correction_table import INITIAL_ROWS
 from agents.kernel_ddqn.kernel_q import GRADIENT_SETTINGS
 from agents.kernel_ddqn.replay_kernel import ReplayKernel
 from envs.tabular import ChainEnv
@@ -61,6 +62,17 @@ def test_cached_corrections_equal_fresh_queries_of_the_head(settings: dict[str, 
         fresh = model.q_net.head.correction(features)
     assert fresh.abs().max() > 0
     assert torch.allclose(kernel.next_corrections(slots), fresh, atol=1e-5)
+
+
+def test_where_no_transition_can_be_a_support_corrections_are_zero_however_the_buffer_grows(poisoned) -> None:
+    model = KernelDDQN("MlpPolicy", poisoned(range(1, 10_000), "nan"), **{**SETTINGS, "learning_starts": 10_000})
+    kernel = model.learn(500)._kernel()
+    kernel.rebuild()
+    assert kernel.supports is None
+    model.learn(INITIAL_ROWS, reset_num_timesteps=False)
+    kernel.extend()
+    assert len(kernel.table.kept.weights[0]) == INITIAL_ROWS < kernel.view.size
+    assert not kernel.next_corrections(np.array([0, kernel.view.size - 1])).any()
 
 
 def test_new_transitions_are_served_before_the_next_rebuild() -> None:

@@ -15,11 +15,14 @@ import pytest
 import yaml
 from gymnasium import spaces
 
+from agents import KernelDDQN, KernelQ, KernelQRDQN
 from agents.common.schema import ConfigError, UnknownSettingError, coerce_mapping, construct, leaf_types, to_plain
 from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.training.budget import check_budget
 from agents.training.command_line import flat_flags, nest_flags, split_flags
 from agents.training.config import (
+    KernelQConfig,
+    KernelQuantileConfig,
     KernelTrainConfig,
     PPOConfig,
     RunConfig,
@@ -188,9 +191,13 @@ def test_every_budget_holds_a_rollout(agent: str, env_id: str) -> None:
     [
         ("qrdqn --env LunarLander-v3 --total-timesteps 10200", 10_240, "--train-freq"),
         ("zoo_dqn --total-timesteps 1010", 1024, "--train-freq"),
-        ("kernel_ddqn --total-timesteps 501", 504, "--train-freq"),
+        ("ddqn --total-timesteps 501", 504, "--train-freq"),
+        ("ddqn --total-timesteps 2000 --train-freq 4096", 4096, "--train-freq"),
+        ("ddqn --total-timesteps 900 --n-envs 256", 1024, "--train-freq or --n-envs"),
         ("kernel_ddqn --total-timesteps 2000 --train-freq 4096", 4096, "--train-freq"),
-        ("kernel_ddqn --total-timesteps 900 --n-envs 256", 1024, "--train-freq or --n-envs"),
+        ("kernel_ddqn --total-timesteps 599", 600, "--target-update-interval"),
+        ("kernel_ddqn --target-update-interval 20000", 20_000, "--target-update-interval"),
+        ("kernel_qrdqn --target-update-interval 20000", 20_000, "--target-update-interval"),
         ("kernel_q --total-timesteps 599", 600, "--target-update-interval"),
         ("kernel_q --total-timesteps 530 --n-envs 30", 540, "--target-update-interval or --n-envs"),
         ("sac --env Pendulum-v1 --total-timesteps 100", 101, "--train-freq"),
@@ -232,6 +239,18 @@ def test_a_buffer_without_room_for_the_supports_is_refused() -> None:
         ConfigError, match=r"buffer_size is 299, room for 297 .* draws 300 supports .*--kernel.capacity"
     ):
         check_budget(from_words(*words, "--buffer-size", "299"))
+
+
+def test_the_class_of_settings_has_the_defaults_of_the_agent() -> None:
+    """What is built in Python from the class alone is the agent that class and command line know."""
+    for config, defaults in (
+        (KernelTrainConfig, KernelDDQN.defaults),
+        (KernelQConfig, KernelQ.defaults),
+        (KernelQuantileConfig, KernelQRDQN.defaults),
+    ):
+        own = {name: value for name, value in vars(config()).items() if name in defaults}
+        assert own == {name: defaults[name] for name in own}
+        assert len(own) >= 7
 
 
 @pytest.mark.parametrize(("agent", "twin"), [("kernel_ppo", "ppo"), ("kernel_sac", "sac"), ("kernel_td3", "td3")])
