@@ -10,9 +10,9 @@ from agents.training.config import (
     ActorCriticConfig,
     DeepQConfig,
     DQKConfig,
+    KernelDDQNConfig,
     KernelQConfig,
     KernelQuantileConfig,
-    KernelTrainConfig,
     PPOConfig,
     QLearningConfig,
     RunConfig,
@@ -75,7 +75,7 @@ def _updates(config: QLearningConfig | ActorCriticConfig) -> Iterator[tuple[str,
     """What learns, the setting that says how often, and the environment steps from one update to the next."""
     if not isinstance(config, KernelQConfig):
         yield config.agent, "train_freq", config.train_freq * config.n_envs
-    if isinstance(config, KernelQConfig | KernelTrainConfig | KernelQuantileConfig):
+    if isinstance(config, KernelQConfig | KernelDDQNConfig | KernelQuantileConfig):
         learner = config.agent if isinstance(config, KernelQConfig) else f"the kernel of {config.agent}"
         period = max(config.target_update_interval // config.n_envs, 1) * config.n_envs
         yield learner, "target_update_interval", period

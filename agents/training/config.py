@@ -151,7 +151,7 @@ class DeepQConfig(QLearningConfig, NetworkConfig):
 
 
 @dataclass(frozen=True)
-class TrainConfig(DeepQConfig):
+class DQNConfig(DeepQConfig):
     """Settings of a deep Q-network, by the names of Stable-Baselines3's DQN."""
 
     max_grad_norm: Positive = 10.0
@@ -159,7 +159,7 @@ class TrainConfig(DeepQConfig):
 
 
 @dataclass(frozen=True)
-class DoubleDQNConfig(TrainConfig):
+class DoubleDQNConfig(DQNConfig):
     """Settings of Double DQN."""
 
     huber_threshold: NonNegativeReal = 0.0
@@ -327,7 +327,7 @@ class KernelPPOConfig(PPOConfig):
 
 
 @dataclass(frozen=True)
-class KernelTrainConfig(LastingActionsConfig, DoubleDQNConfig):
+class KernelDDQNConfig(LastingActionsConfig, DoubleDQNConfig):
     """Settings of a deep Q-network with a kernel beside it."""
 
     huber_threshold: NonNegativeReal = 4.0

@@ -24,18 +24,19 @@ from agents.double_dqn import DoubleDQN
 from agents.dqk import DQK
 from agents.kernel_actor_critic import KernelSAC, KernelTD3
 from agents.kernel_ddqn import KernelConfig, KernelDDQN, KernelQ
-from agents.kernel_ppo import KernelPPO
+from agents.kernel_ppo import CriticConfig, KernelPPO
 from agents.normalized_ppo import NormalizedPPO, can_normalize
 from agents.training.config import (
     ActorCriticConfig,
     DoubleDQNConfig,
     DQKConfig,
+    DQNConfig,
+    KernelDDQNConfig,
     KernelPPOConfig,
     KernelQConfig,
     KernelQuantileConfig,
     KernelSACConfig,
     KernelTD3Config,
-    KernelTrainConfig,
     NetworkConfig,
     PPOConfig,
     QLearningConfig,
@@ -43,7 +44,6 @@ from agents.training.config import (
     RunConfig,
     SACConfig,
     TD3Config,
-    TrainConfig,
 )
 from agents.training.served_spaces import action_fault, fitting_policy, observation_fault
 from skrl.kernels.formulas import make_kernel
@@ -52,6 +52,7 @@ CONTINUOUS = (spaces.Box,)
 EVERY_ACTION = (spaces.Discrete, spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 OF_THE_NETWORK = {"policy", "net_arch", "n_quantiles"}
 SCHEDULED = ("learning_rate", "clip_range")
+OF_DISTANCES = ("lengthscale_factor", "lengthscale_rule")
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class AgentSpec:
 AGENTS = {
     spec.name: spec
     for spec in (
-        AgentSpec("dqn", DQN, TrainConfig, "Deep Q-network, Stable-Baselines3's own."),
-        AgentSpec("zoo_dqn", DQN, TrainConfig, "Deep Q-network with RL Zoo's published settings."),
+        AgentSpec("dqn", DQN, DQNConfig, "Deep Q-network, Stable-Baselines3's own."),
+        AgentSpec("zoo_dqn", DQN, DQNConfig, "Deep Q-network with RL Zoo's published settings."),
         AgentSpec("qrdqn", "sb3_contrib.QRDQN", QuantileConfig, "Quantile regression DQN with RL Zoo's settings."),
         AgentSpec(
             "ppo",
@@ -115,10 +116,10 @@ AGENTS = {
         AgentSpec("ddqn_1step", DoubleDQN, DoubleDQNConfig, "Double DQN with one-step returns."),
         AgentSpec("ddqn_more", DoubleDQN, DoubleDQNConfig, "Double DQN with half as many gradient steps again."),
         AgentSpec(
-            "kernel_ddqn", KernelDDQN, KernelTrainConfig, "Double DQN corrected by local kernel regression.", "residual"
+            "kernel_ddqn", KernelDDQN, KernelDDQNConfig, "Double DQN corrected by local kernel regression.", "residual"
         ),
         AgentSpec(
-            "knn_ddqn", KernelDDQN, KernelTrainConfig, "Double DQN corrected by an average of neighbours.", "averaging"
+            "knn_ddqn", KernelDDQN, KernelDDQNConfig, "Double DQN corrected by an average of neighbours.", "averaging"
         ),
         AgentSpec("dqk", DQK, DQKConfig, "Double DQN with learned kernels inside its network."),
         AgentSpec(
@@ -261,12 +262,21 @@ def check_observations(spec: AgentSpec, config: RunConfig, space: spaces.Space[A
         raise ConfigError(f"{config.env} has the observation space {space}, which is no vector; add --no-normalize")
     if isinstance(config, PPOConfig) and config.normalize and not np.issubdtype(space.dtype, np.floating):
         raise ConfigError(f"{config.env} has the observation space {space}, of whole numbers; add --no-normalize")
+    kernel = getattr(config, "kernel", None)
+    if isinstance(kernel, KernelConfig | CriticConfig) and reads_numbers(kernel, space):
+        for name in OF_DISTANCES:
+            if (value := getattr(kernel, name)) != getattr(type(kernel), name):
+                raise ConfigError(
+                    f"kernel.{name} is {value}, but the states of {config.env} are numbers, which the kernel tells "
+                    f"apart and does not compare; leave {name} out"
+                )
 
 
-def reads_numbers(kernel: KernelConfig, space: spaces.Space[Any]) -> bool:
+def reads_numbers(kernel: KernelConfig | CriticConfig, space: spaces.Space[Any]) -> bool:
     """Whether the kernel tells states apart by their numbers, from whatever these count, and needs no network to."""
     is_numbered = isinstance(space, spaces.Discrete) and space.n <= MOST_NUMBERS
-    return is_numbered and separates(make_kernel(kernel.kernel, 1))
+    alone = getattr(kernel, "features", "observation") == "observation"  # beside others a number is a coordinate
+    return is_numbered and alone and separates(make_kernel(kernel.kernel, 1))
 
 
 def check_device(name: str) -> None:

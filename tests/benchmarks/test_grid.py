@@ -25,7 +25,7 @@ from grid_workers import run_here
 
 from agents.common.schema import ConfigError, to_plain
 from agents.kernel_ddqn import KernelConfig
-from agents.training.config import KernelQConfig, KernelTrainConfig
+from agents.training.config import KernelDDQNConfig, KernelQConfig
 from agents.training.settings import dump_config
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -137,7 +137,7 @@ def test_the_ablation_file_is_a_grid() -> None:
     assert len({(cell.variant.label, cell.env) for cell in cells}) == len(cells)
     configs = [replace(cell.config(), run_dir=None) for cell in cells if cell.env == "CartPole-v1"]
     assert all(one != other for one, other in itertools.combinations(configs, 2))
-    kernels = [config.kernel for config in configs if isinstance(config, KernelTrainConfig | KernelQConfig)]
+    kernels = [config.kernel for config in configs if isinstance(config, KernelDDQNConfig | KernelQConfig)]
     settings = fields(KernelConfig)
     varied = {setting.name for setting in settings for one in kernels if getattr(one, setting.name) != setting.default}
     assert varied == {setting.name for setting in settings} - {"kernel", "projection_dim"}

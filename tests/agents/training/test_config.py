@@ -21,12 +21,12 @@ from agents.kernel_ddqn.kernel_config import KernelConfig
 from agents.training.budget import check_budget
 from agents.training.command_line import flat_flags, nest_flags, split_flags
 from agents.training.config import (
+    DQNConfig,
+    KernelDDQNConfig,
     KernelQConfig,
     KernelQuantileConfig,
-    KernelTrainConfig,
     PPOConfig,
     RunConfig,
-    TrainConfig,
 )
 from agents.training.registry import AGENTS
 from agents.training.settings import CONFIGS, agent_settings, dump_config, load_config, resolve
@@ -57,7 +57,7 @@ def from_words(*words: str) -> Any:
     ],
 )
 def test_values_take_the_type_of_their_field(name: str, given: object, stored: object) -> None:
-    value = getattr(construct(TrainConfig, {name: given}), name)
+    value = getattr(construct(DQNConfig, {name: given}), name)
     assert value == stored
     assert type(value) is type(stored)
 
@@ -83,15 +83,15 @@ def test_values_take_the_type_of_their_field(name: str, given: object, stored: o
 )
 def test_wrong_values_are_errors(name: str, given: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        construct(TrainConfig, {name: given})
+        construct(DQNConfig, {name: given})
 
 
 def test_the_constructor_is_as_strict_as_the_files() -> None:
-    assert TrainConfig(learning_rate="1e-3").learning_rate == 1e-3  # type: ignore[arg-type]
+    assert DQNConfig(learning_rate="1e-3").learning_rate == 1e-3  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="batch_size is 0"):
-        TrainConfig(batch_size=0)
+        DQNConfig(batch_size=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainConfig().seed = 1  # type: ignore[misc]
+        DQNConfig().seed = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_the_constructor_is_as_strict_as_the_files() -> None:
 )
 def test_unknown_key_names_the_nearest(values: dict[str, Any], wrong: str, nearest: str) -> None:
     with pytest.raises(UnknownSettingError, match=f"'{wrong}'; did you mean '{nearest}'"):
-        construct(KernelTrainConfig, values)
+        construct(KernelDDQNConfig, values)
 
 
 def test_kernel_settings_are_checked_too() -> None:
     with pytest.raises(ConfigError, match=r"kernel\.k is 0, but must be at least 1"):
-        construct(KernelTrainConfig, {"kernel": {"k": 0}})
+        construct(KernelDDQNConfig, {"kernel": {"k": 0}})
     with pytest.raises(ConfigError, match="kernel is 3"):
-        construct(KernelTrainConfig, {"kernel": 3})
+        construct(KernelDDQNConfig, {"kernel": 3})
 
 
 OF_AGENTS = {spec.config for spec in AGENTS.values()}
@@ -244,7 +244,7 @@ def test_a_buffer_without_room_for_the_supports_is_refused() -> None:
 def test_the_class_of_settings_has_the_defaults_of_the_agent() -> None:
     """What is built in Python from the class alone is the agent that class and command line know."""
     for config, defaults in (
-        (KernelTrainConfig, KernelDDQN.defaults),
+        (KernelDDQNConfig, KernelDDQN.defaults),
         (KernelQConfig, KernelQ.defaults),
         (KernelQuantileConfig, KernelQRDQN.defaults),
     ):
@@ -363,7 +363,7 @@ def test_wrong_files_are_named(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_leaves_cover_nested_settings() -> None:
-    leaves = leaf_types(KernelTrainConfig)
+    leaves = leaf_types(KernelDDQNConfig)
     assert {"seed", "learning_rate", "kernel.k"} <= set(leaves)
     assert "kernel" not in leaves
 

@@ -24,13 +24,13 @@ from agents.normalized_ppo import NormalizedPPO
 from agents.training.command_line import split_flags
 from agents.training.config import (
     DoubleDQNConfig,
+    DQNConfig,
+    KernelDDQNConfig,
     KernelSACConfig,
-    KernelTrainConfig,
     PPOConfig,
     QLearningConfig,
     QuantileConfig,
     RunConfig,
-    TrainConfig,
 )
 from agents.training.registry import AGENTS, OF_THE_NETWORK, build_model, find_agent
 from agents.training.served_spaces import fitting_policy, observation_fault
@@ -296,6 +296,20 @@ def test_a_kernel_alone_reads_numbers_from_wherever_they_count() -> None:
         build_model(resolve(split_flags([*words, "--kernel.kernel", "inverse_multiquadric"])), vec_env(space))
 
 
+@pytest.mark.parametrize("agent", ["kernel_ddqn", "kernel_q", "kernel_ppo"])
+@pytest.mark.parametrize(("name", "value"), [("lengthscale_factor", "2"), ("lengthscale_rule", "leave_one_out")])
+def test_distances_of_numbered_states_mean_nothing(agent: str, name: str, value: str) -> None:
+    setting = f"--kernel.{name.replace('_', '-')}"
+    small = ["--n-steps", "256"] if agent == "kernel_ppo" else ["--buffer-size", "100"]
+    config = resolve(split_flags(["--agent", agent, *small, setting, value]))
+    with pytest.raises(ConfigError, match=f"kernel.{name} is .*, but the states of CartPole-v1 are numbers"):
+        build_model(config, vec_env(spaces.Discrete(4)))
+    build_model(config, vec_env(VECTOR))
+    if agent != "kernel_q":
+        words = ["--agent", agent, *small, setting, value, "--kernel.kernel", "inverse_multiquadric"]
+        build_model(resolve(split_flags(words)), vec_env(spaces.Discrete(4)))
+
+
 @pytest.mark.parametrize("agent", ["td3", "kernel_td3"])
 def test_actions_may_be_a_matrix(agent: str) -> None:
     words = ["--agent", agent, *SMALL, "--batch-size", "4", "--net-arch", "8"]
@@ -323,7 +337,7 @@ def test_dict_observations_need_one_step_returns_in_the_plain_agents() -> None:
     with pytest.raises(ConfigError, match="--n-steps 1"):
         build_model(DoubleDQNConfig(agent="ddqn", buffer_size=100), env)
     build_model(DoubleDQNConfig(agent="ddqn", buffer_size=100, n_steps=1), env).learn(8)
-    build_model(KernelTrainConfig(agent="kernel_ddqn", buffer_size=100, learning_starts=4), env).learn(16)
+    build_model(KernelDDQNConfig(agent="kernel_ddqn", buffer_size=100, learning_starts=4), env).learn(16)
 
 
 def test_device_that_is_not_there_is_an_error() -> None:
@@ -332,7 +346,7 @@ def test_device_that_is_not_there_is_an_error() -> None:
 
 
 def test_configuration_of_another_agent_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="takes a KernelTrainConfig, not a TrainConfig"):
-        build_model(TrainConfig(agent="kernel_ddqn"), vec_env(VECTOR))
+    with pytest.raises(ConfigError, match="takes a KernelDDQNConfig, not a DQNConfig"):
+        build_model(DQNConfig(agent="kernel_ddqn"), vec_env(VECTOR))
     with pytest.raises(ConfigError, match="use --agent kernel_ddqn"):
-        build_model(KernelTrainConfig(agent="knn_ddqn"), vec_env(VECTOR))
+        build_model(KernelDDQNConfig(agent="knn_ddqn"), vec_env(VECTOR))
