@@ -269,6 +269,7 @@ def test_a_real_grid_fails_skips_refuses_and_redoes(tmp_path: Path, capsys: pyte
         "continuous_lunar",
         "td3_lunar",
         "frozen_lake",
+        "minatar",
         "ablations",
     ],
 )
