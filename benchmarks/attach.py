@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from counts import check_counts
 from shown_command import shown_command
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -75,9 +76,7 @@ class Attach:
         """Refuse what there is nothing to measure of."""
         if not 0.0 < self.share <= 1.0:
             raise ConfigError(f"--share is {self.share:g}, but must be above 0 and at most 1")
-        for name in ("steps", "episodes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+        check_counts(self, "steps", "episodes")
 
 
 @dataclass(frozen=True)

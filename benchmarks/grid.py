@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from counts import check_counts
 from grid_cells import ROOT, Cell
 from grid_variants import read_settings, read_variants, split_pairs
 from tasks import ENVIRONMENTS
@@ -74,9 +75,7 @@ class Grid:
         """Refuse grids without cells and half an address."""
         if not self.envs:
             raise ConfigError("--envs names no environment; name one, or leave it out for the four of classic control")
-        for name in ("seeds", "jobs", "eval_episodes"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}, but must be at least 1")
+        check_counts(self, "seeds", "jobs", "eval_episodes")
         if self.first_seed < 0:
             raise ConfigError(f"--first-seed is {self.first_seed}, but must be at least 0")
         if (self.backend == "dask") != (self.scheduler is not None):
@@ -91,10 +90,6 @@ class Grid:
                 raise ConfigError(
                     f"--print-commands starts nothing, so that --{name} has no effect; leave one of them out"
                 )
-        if "total_timesteps" in read_settings(self.overrides) and (self.budgets or self.total_timesteps is not None):
-            raise ConfigError(
-                "total_timesteps is among --overrides, beside --total-timesteps or --budgets; keep one of them"
-            )
 
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an interrupted study compares every variant on the same seeds.
@@ -106,7 +101,12 @@ class Grid:
             _check_known(env)
         agents = self.agents if self.agents or self.variants else AGENTS
         variants = read_variants(agents, self.variants)
-        settings = {env: flags | read_settings(self.overrides) for env, flags in self._budgets().items()}
+        overrides = read_settings(self.overrides)
+        if "total_timesteps" in overrides and (self.budgets or self.total_timesteps is not None):
+            raise ConfigError(
+                "total_timesteps is among --overrides, beside --total-timesteps or --budgets; keep one of them"
+            )
+        settings = {env: flags | overrides for env, flags in self._budgets().items()}
         cells = [
             Cell(variant, env, seed, self.folder.resolve(), settings[env])
             for seed in range(self.first_seed, self.first_seed + self.seeds)

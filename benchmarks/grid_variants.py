@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agents.common.schema import ConfigError
-from agents.training.command_line import Flags
+from agents.training.command_line import Flags, flag_name
 from agents.training.settings import file_flags, read_yaml
 
 OF_THE_GRID = ("agent", "env", "seed", "run_dir", "threads", "config", "force", "progress_bar", "verbose")
@@ -60,16 +60,18 @@ def read_settings(words: Sequence[str]) -> Flags:
     Raises:
         ConfigError: a word of another form, a name given twice, or a setting that the grid gives itself.
     """
-    # The name's own sign for a gap is no part of the value.
-    names = [word.partition("=") for word in words]
-    words = [name.removeprefix("--").replace("-", "_") + sign + value for name, sign, value in names]
-    flags = {name: value.split() for name, value in split_pairs(words, "kernel.k=32").items()}
+    flags = {name: value.split() for name, value in split_pairs(words, "kernel.k=32", flag_name).items()}
     _check_free(flags)
     return flags
 
 
-def split_pairs(words: Sequence[str], example: str) -> dict[str, str]:
+def split_pairs(words: Sequence[str], example: str, known_as: Callable[[str], str] = str) -> dict[str, str]:
     """NAME=VALUE words as a mapping.
+
+    Args:
+        words: as said.
+        example: one, for messages.
+        known_as: the name in the mapping, by the one that is given.
 
     Raises:
         ConfigError: a word of another form, or a name given twice.
@@ -79,6 +81,7 @@ def split_pairs(words: Sequence[str], example: str) -> dict[str, str]:
         name, _, value = word.partition("=")
         if not name or not value:
             raise ConfigError(f"'{word}' is no NAME=VALUE, for example {example}")
+        name = known_as(name)
         if name in pairs:
             raise ConfigError(f"'{name}' is given twice; keep one")
         pairs[name] = value

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from counts import check_counts
 from local_solve_contenders import Contender
 from local_solve_problem import POOL
 from local_solve_records import Cell, Record, read, to_csv
@@ -99,8 +100,7 @@ class Grid:
         ):
             if unknown := set(values) - set(known):
                 raise ValueError(f"unknown {name} {sorted(unknown)}; known are {', '.join(sorted(known))}")
-        if self.rounds < 1:
-            raise ValueError(f"rounds are {self.rounds}, but must be at least 1")
+        check_counts(self, "rounds")
         if max(self.batch) > POOL:
             raise ValueError(f"a batch of {max(self.batch)} queries, but a problem has {POOL}")
         if max(self.neighbors) >= min(self.points):

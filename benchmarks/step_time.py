@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from counts import check_counts
 from shown_command import shown_command
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -186,8 +187,7 @@ def round_steps(settings: StepTime, env: str, budget: int) -> int:
     Raises:
         ConfigError: there are no rounds, or one would be empty.
     """
-    if settings.rounds < 1:
-        raise ConfigError(f"--rounds is {settings.rounds}, but must be at least 1")
+    check_counts(settings, "rounds")
     steps = int(budget * settings.share) // settings.rounds
     if steps < 1:
         raise ConfigError(

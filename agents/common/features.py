@@ -17,6 +17,11 @@ MOST_NUMBERS = 4096
 """States beyond which a search in single precision would take neighbouring numbers for one."""
 
 
+def is_numbered(space: spaces.Space[Any]) -> bool:
+    """Whether states are numbered, and by no more than ``MOST_NUMBERS``."""
+    return isinstance(space, spaces.Discrete) and bool(space.n <= MOST_NUMBERS)
+
+
 class ObservationFeatures(nn.Module):
     """Flatten, project when wide.
 
@@ -29,8 +34,8 @@ class ObservationFeatures(nn.Module):
         observation_space: any space that SB3 preprocesses, dict spaces included.
         projection_dim: observations with more entries are mapped to this many.
         normalize_images: divide image channels by 255, as the network does.
-        tabular: where states are numbered (a Discrete space, of ``MOST_NUMBERS`` at most) give the number itself, to be
-            told apart and no more; see :attr:`gap`.
+        tabular: where states are numbered (see :func:`is_numbered`) give the number itself, to be told apart and no
+            more; see :attr:`gap`.
     """
 
     projection: Tensor | None
@@ -48,8 +53,7 @@ class ObservationFeatures(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_space, self.normalize_images = observation_space, normalize_images
-        numbered = isinstance(observation_space, spaces.Discrete) and observation_space.n <= MOST_NUMBERS
-        self.gap = 1.0 if tabular and numbered else None
+        self.gap = 1.0 if tabular and is_numbered(observation_space) else None
         width = 1 if self.gap else get_flattened_obs_dim(observation_space)
         self.dim = min(width, projection_dim)
         # Regenerated from its seed, so it need not be in every checkpoint.

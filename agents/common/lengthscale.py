@@ -7,7 +7,7 @@ import math
 import torch
 
 from agents.common.regression_config import RegressionConfig
-from skrl.kernels.algebra import Kernel
+from skrl.kernels.formulas import make_kernel
 from skrl.search.neighbors import Neighbors, gather_points, within_radius
 from skrl.shapes import Float, Tensor
 from skrl.solve.local_solve import factorise
@@ -24,9 +24,14 @@ PROBES = 256
 """Support points per action from which lengthscale and leave-one-out error are estimated."""
 
 
-def separates(kernel: Kernel) -> bool:
-    """Whether a kernel is nothing at all between states that are only told apart."""
-    return kernel.is_radial and bool(kernel(torch.tensor(1.0 / TABULAR, dtype=torch.float64)) == 0.0)
+def separates(config: RegressionConfig) -> bool:
+    """Whether a kernel is to read numbered states as such, being nothing at all between those that are told apart.
+
+    Beside features that a network learned, or in a kernel of directions, a number would be a coordinate.
+    """
+    kernel = make_kernel(config.kernel, 1)
+    is_zero = kernel.is_radial and bool(kernel(torch.tensor(1.0 / TABULAR, dtype=torch.float64)) == 0.0)
+    return is_zero and config.reads_observation_alone
 
 
 class LengthscaleRule:

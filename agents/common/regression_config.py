@@ -25,6 +25,11 @@ class RegressionConfig(LocalKernelConfig):
     """Share of the supports that are the newest experience; the rest is drawn uniformly from what is older.
     Q-learners of numbered states keep the newest visits of each instead."""
 
+    @property
+    def reads_observation_alone(self) -> bool:
+        """Whether distances are those of observations, and of nothing that a network makes of them."""
+        return True
+
     def make_head(self, sets: int, feature_dim: int, kind: type[ValueHead] = ResidualHead) -> ValueHead:
         """An empty value head with these settings.
 

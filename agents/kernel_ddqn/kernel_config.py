@@ -56,6 +56,11 @@ class KernelConfig(RegressionConfig):
     features: Literal["observation", "penultimate", "both"] = "observation"
     """Space of the distances: the `observation`, the network's last hidden layer (`penultimate`), or `both`."""
 
+    @property
+    def reads_observation_alone(self) -> bool:
+        """Whether distances are those of observations, and of nothing that a network makes of them."""
+        return self.features == "observation"
+
     def bonus_at(self, remaining: float) -> float:
         """Posterior standard deviations added when exploring at a point of the training.
 

@@ -18,7 +18,6 @@ from agents.common.lengthscale import separates
 from agents.common.penultimate_features import PenultimateFeatures
 from agents.common.schema import ConfigError
 from agents.kernel_ddqn.kernel_config import KernelConfig
-from skrl.kernels.formulas import make_kernel
 from skrl.shapes import Float, Tensor
 from skrl.value_heads import HEADS, NetworkFreeHead
 
@@ -103,10 +102,8 @@ class KernelNetwork(BasePolicy):
     def _make_feature_map(self) -> FeatureMap:
         kernel, observation, penultimate = self.kernel, None, None
         if kernel.features != "penultimate":
-            # Beside features that the network learned, or in a kernel of directions, a number would be a coordinate.
-            tabular = kernel.features == "observation" and separates(make_kernel(kernel.kernel, 1))
             observation = ObservationFeatures(
-                self.observation_space, kernel.projection_dim, self.normalize_images, tabular
+                self.observation_space, kernel.projection_dim, self.normalize_images, tabular=separates(kernel)
             )
         if kernel.features != "observation":
             trunk, width = self.trunk(), self.net_arch[-1] if self.net_arch else self.features_dim

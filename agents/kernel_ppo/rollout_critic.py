@@ -21,7 +21,6 @@ from agents.common.lengthscale import LengthscaleRule, separates
 from agents.common.observations import in_parts, joined, take
 from agents.common.seeding import seeded
 from agents.kernel_ppo.critic_config import CriticConfig
-from skrl.kernels.formulas import make_kernel
 from skrl.memory.subsets import newest_and_uniform
 from skrl.shapes import Float, Int, Tensor
 from skrl.solve.local_weights import LocalWeights
@@ -84,8 +83,7 @@ class RolloutCritic:
         rng: np.random.Generator,
     ) -> None:
         self.config, self.device = config, device
-        tabular = separates(make_kernel(config.kernel, 1))
-        features = ObservationFeatures(observation_space, config.projection_dim, normalize_images, tabular)
+        features = ObservationFeatures(observation_space, config.projection_dim, normalize_images, separates(config))
         self.feature_map = FeatureMap(features, None).to(device)
         self.head = config.make_head(FOLDS, self.feature_map.dim).to(device)
         self.generator = seeded(torch.Generator(), rng)

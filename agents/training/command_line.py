@@ -33,8 +33,8 @@ def split_flags(argv: Sequence[str]) -> Flags:
     words: list[str] | None = None
     for word in argv:
         if word.startswith("--"):
-            name, assigned, value = word[2:].partition("=")
-            name = name.replace("-", "_")
+            flag, assigned, value = word.partition("=")
+            name = flag_name(flag)
             if name in flags:
                 raise ConfigError(f"--{name.replace('_', '-')} is given twice; keep one")
             words = flags[name] = [value] if assigned else []
@@ -43,6 +43,11 @@ def split_flags(argv: Sequence[str]) -> Flags:
         else:
             words.append(word)
     return flags
+
+
+def flag_name(flag: str) -> str:
+    """The name of a setting, with underscores, by a flag or by the name as the command line spells it."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def nest_flags(schema: type, flags: Mapping[str, Sequence[str]]) -> Values:

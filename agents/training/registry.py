@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.extras import missing_from_zoo
-from agents.common.features import MOST_NUMBERS
+from agents.common.features import is_numbered
 from agents.common.lengthscale import separates
 from agents.common.schema import ConfigError, nearest
 from agents.double_dqn import DoubleDQN
@@ -46,7 +46,6 @@ from agents.training.config import (
     TD3Config,
 )
 from agents.training.served_spaces import action_fault, fitting_policy, observation_fault
-from skrl.kernels.formulas import make_kernel
 
 CONTINUOUS = (spaces.Box,)
 EVERY_ACTION = (spaces.Discrete, spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -274,9 +273,7 @@ def check_observations(spec: AgentSpec, config: RunConfig, space: spaces.Space[A
 
 def reads_numbers(kernel: KernelConfig | CriticConfig, space: spaces.Space[Any]) -> bool:
     """Whether the kernel tells states apart by their numbers, from whatever these count, and needs no network to."""
-    is_numbered = isinstance(space, spaces.Discrete) and space.n <= MOST_NUMBERS
-    alone = getattr(kernel, "features", "observation") == "observation"  # beside others a number is a coordinate
-    return is_numbered and alone and separates(make_kernel(kernel.kernel, 1))
+    return is_numbered(space) and separates(kernel)
 
 
 def check_device(name: str) -> None:

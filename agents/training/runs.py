@@ -205,14 +205,13 @@ def _learn(
         atomic_write(folder.model("final"), model.save)
         raise NonFiniteError(f"{error} {folder.model('final').name} holds them.") from error
     except Exception as error:
-        if has_finite_parameters(model):  # so it is of the environment, the machine or the code
-            if model.num_timesteps:
-                atomic_write(folder.model("final"), model.save)
-            raise
+        finite = has_finite_parameters(model)
         # Of torch, whose distributions refuse parameters that are not finite; which of the two depends on whether
         # anything in the process has switched their checks off.
-        if isinstance(error, ValueError | RuntimeError):
+        if not finite and isinstance(error, ValueError | RuntimeError):
             raise bad_parameters(model) from error
+        if finite and model.num_timesteps:  # the fault is of the environment, the machine or the code
+            atomic_write(folder.model("final"), model.save)
         raise
     finally:
         model.logger.close()
